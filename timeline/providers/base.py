@@ -19,6 +19,7 @@ from timeline.events import DeltaKind, RateLimit, Usage
 
 __all__ = [
     "Capabilities",
+    "Collector",
     "Delta",
     "Finish",
     "FinishReason",
@@ -37,6 +38,7 @@ __all__ = [
     "Usage",
     "UsageReport",
     "collect",
+    "parse_arguments",
 ]
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "pause", "unknown"]
@@ -344,8 +346,12 @@ class LLMProvider(ABC):
             ProviderError: The list could not be had.
         """
 
-    async def warm_up(self) -> None:
-        """Open the connection or load the model ahead of the first request."""
+    async def warm_up(self, model: str | None = None) -> None:
+        """Open the connection or load the model ahead of the first request.
+
+        Args:
+            model: Which will be asked for, where that matters.
+        """
 
     async def aclose(self) -> None:
         """Give back connections and memory."""
@@ -362,6 +368,54 @@ def parse_arguments(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"_invalid": text}
 
 
+class Collector:
+    """Folds the items of one answer into its `LLMResponse`; the clock starts when it is made."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._texts: dict[str, list[str]] = {"text": [], "reasoning": []}
+        self._calls: dict[int, tuple[str, str, list[str]]] = {}
+        self._report: UsageReport | None = None
+        self._finish = Finish("unknown")
+
+    def add(self, item: Item) -> None:
+        """Take the next item."""
+        match item:
+            case Delta(kind="tool_call"):
+                call_id, name, pieces = self._calls.setdefault(item.index, (item.id or "", item.name or "", []))
+                self._calls[item.index] = (call_id or item.id or "", name or item.name or "", pieces)
+                pieces.append(item.text)
+            case Delta():
+                self._texts[item.kind].append(item.text)
+            case UsageReport():
+                self._report = item
+            case Finish():
+                self._finish = item
+
+    def response(self, *, provider: str = "", model: str = "") -> LLMResponse:
+        """What the items said; `model` is used where the provider didn't say who answered."""
+        report, finish = self._report, self._finish
+        return LLMResponse(
+            content="".join(self._texts["text"]),
+            reasoning="".join(self._texts["reasoning"]),
+            tool_calls=tuple(
+                ToolCall(call_id or f"call_{index}", name, parse_arguments("".join(pieces)))
+                for index, (call_id, name, pieces) in sorted(self._calls.items())
+            ),
+            finish_reason=finish.reason,
+            usage=report.usage if report else Usage(),
+            model=finish.model or model,
+            provider=provider,
+            request_id=finish.request_id,
+            duration_seconds=time.perf_counter() - self._started,
+            usage_reported=report is not None,
+            raw_usage=report.raw if report else None,
+            raw_finish_reason=finish.raw_reason,
+            rate_limits=finish.rate_limits,
+            opaque=finish.opaque,
+        )
+
+
 async def collect(stream: AsyncIterator[Item], *, provider: str = "", model: str = "") -> LLMResponse:
     """Fold a stream into the response that the batch form would have given.
 
@@ -373,40 +427,8 @@ async def collect(stream: AsyncIterator[Item], *, provider: str = "", model: str
     Raises:
         ProviderError: From the stream.
     """
-    started = time.perf_counter()
-    texts: dict[str, list[str]] = {"text": [], "reasoning": []}
-    calls: dict[int, tuple[str, str, list[str]]] = {}
-    report: UsageReport | None = None
-    finish = Finish("unknown")
+    collector = Collector()
     async with aclosing(stream) as items:  # type: ignore[type-var]
         async for item in items:
-            match item:
-                case Delta(kind="tool_call"):
-                    call_id, name, pieces = calls.setdefault(item.index, (item.id or "", item.name or "", []))
-                    calls[item.index] = (call_id or item.id or "", name or item.name or "", pieces)
-                    pieces.append(item.text)
-                case Delta():
-                    texts[item.kind].append(item.text)
-                case UsageReport():
-                    report = item
-                case Finish():
-                    finish = item
-    return LLMResponse(
-        content="".join(texts["text"]),
-        reasoning="".join(texts["reasoning"]),
-        tool_calls=tuple(
-            ToolCall(call_id or f"call_{index}", name, parse_arguments("".join(pieces)))
-            for index, (call_id, name, pieces) in sorted(calls.items())
-        ),
-        finish_reason=finish.reason,
-        usage=report.usage if report else Usage(),
-        model=finish.model or model,
-        provider=provider,
-        request_id=finish.request_id,
-        duration_seconds=time.perf_counter() - started,
-        usage_reported=report is not None,
-        raw_usage=report.raw if report else None,
-        raw_finish_reason=finish.raw_reason,
-        rate_limits=finish.rate_limits,
-        opaque=finish.opaque,
-    )
+            collector.add(item)
+    return collector.response(provider=provider, model=model)
