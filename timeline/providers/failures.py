@@ -1,0 +1,424 @@
+"""How a provider says no: error bodies of every shape, waits and limits in every notation, mapped to the error tree.
+
+Pure: takes a status, headers and a body, gives back an error. Sources: the API references of OpenAI,
+Anthropic, Groq, Ollama and OpenRouter on errors and rate limits; RFC 9110, section 10.2.3 (Retry-After).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from timeline.errors import (
+    AuthenticationFailed,
+    ContentRefused,
+    ContextTooLong,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    PermissionDenied,
+    ProviderError,
+    ProviderTimeout,
+    QuotaExhausted,
+    RateLimited,
+    ServerError,
+)
+from timeline.events import RateLimit
+
+__all__ = ["Complaint", "Speaker", "error_from", "instant", "rate_limits", "request_id", "retry_after", "seconds"]
+
+Headers = Mapping[str, str]
+"""Response headers, names in lower case."""
+
+# ------------------------------------------------------------------ times and limits
+
+_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_PIECES = re.compile(r"(\d+(?:\.\d+)?)(ms|us|ns|[dhms])")
+_DURATION = re.compile(rf"(?:{_PIECES.pattern})+")
+_SPOKEN_PIECES = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|milli|[dhms])[a-z]*", re.IGNORECASE)
+_SPOKEN = re.compile(
+    r"(?:try again|retry|wait)(?: in| after| for)?(?: about)? ((?:\d+(?:\.\d+)?\s*(?:ms|milliseconds?"
+    r"|d|days?|h|hours?|m|min|minutes?|s|secs?|seconds?)(?![a-z])\s*)+|(?:\d+(?:\.\d+)?(?:ms|[dhms]))+)",
+    re.IGNORECASE,
+)
+_LONGEST_WAIT = 400 * 86400.0
+_EPOCH_SECONDS = 1e9
+_EPOCH_MILLISECONDS = 1e12
+
+
+def seconds(text: str) -> float | None:
+    """A duration in seconds from `12ms`, `1.2s`, `6m0s`, `1h2m3s`, `2m59.56s` or a bare number of seconds."""
+    text = text.strip().lower().replace("µ", "u")
+    if _DURATION.fullmatch(text):
+        return sum(float(number) * _UNITS[unit] for number, unit in _PIECES.findall(text))
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return max(value, 0.0) if math.isfinite(value) else None
+
+
+def instant(text: str, now: int) -> int | None:
+    """The moment a reset header names, µs UTC.
+
+    Takes durations and seconds from now, seconds or milliseconds since the epoch, RFC 3339 times and HTTP dates.
+
+    Args:
+        text: The header's value.
+        now: The present, µs UTC.
+    """
+    if (wait := seconds(text)) is not None:
+        if wait >= _EPOCH_MILLISECONDS:
+            return round(wait * 1e3)
+        return round(wait * 1e6) if wait >= _EPOCH_SECONDS else now + round(wait * 1e6)
+    return _moment(text)
+
+
+def _moment(text: str) -> int | None:
+    text = text.strip()
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(text)
+        except ValueError:
+            return None
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1e6)
+
+
+def retry_after(headers: Headers, message: str, now: int) -> float | None:
+    """Seconds a provider asks to wait: `retry-after-ms`, then `retry-after`, then what its message says.
+
+    Args:
+        headers: The response's.
+        message: The provider's own, which may say "Please try again in 5.289s".
+        now: The present, µs UTC, against which an HTTP date is read.
+    """
+    wait: float | None = None
+    if "retry-after-ms" in headers and (millis := seconds(headers["retry-after-ms"])) is not None:
+        wait = millis / 1e3
+    if wait is None and "retry-after" in headers:
+        wait = seconds(headers["retry-after"])
+        if wait is None and (moment := _moment(headers["retry-after"])) is not None:
+            wait = (moment - now) / 1e6
+    if wait is None and (found := _SPOKEN.search(message)):
+        pieces = _SPOKEN_PIECES.findall(found[1].lower())
+        wait = sum(float(number) * _UNITS["ms" if unit == "milli" else unit] for number, unit in pieces)
+    return None if wait is None else min(max(wait, 0.0), _LONGEST_WAIT)
+
+
+_OPENAI_LIMIT = re.compile(r"x-ratelimit-(limit|remaining|reset)(?:-(.+))?")
+_ANTHROPIC_LIMIT = re.compile(r"anthropic-ratelimit-(.+)-(limit|remaining|reset)")
+
+
+def rate_limits(headers: Headers, now: int) -> tuple[RateLimit, ...]:
+    """The limits a response's headers tell, in the provider's names; what can't be read is left out.
+
+    Args:
+        headers: `x-ratelimit-{limit,remaining,reset}-NAME` or `anthropic-ratelimit-NAME-{…}`, and others.
+        now: The present, µs UTC.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for header, text in headers.items():
+        if "ratelimit-" not in header:
+            continue
+        if match := _OPENAI_LIMIT.fullmatch(header):
+            field, name = match[1], match[2] or "requests"
+        elif match := _ANTHROPIC_LIMIT.fullmatch(header):
+            field, name = match[2], match[1]
+        else:
+            continue
+        value = instant(text, now) if field == "reset" else _whole_number(text)
+        if value is not None:
+            found.setdefault(name, {})["reset_at" if field == "reset" else field] = value
+    return tuple(RateLimit(name, **fields) for name, fields in found.items())
+
+
+def _whole_number(text: str) -> int | None:
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        return None
+
+
+def request_id(headers: Headers) -> str | None:
+    """The provider's id of the request, under any of the names in use."""
+    for name in ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid"):
+        if value := headers.get(name):
+            return value
+    return None
+
+
+# ------------------------------------------------------------------ what the body says
+
+
+class Complaint(Struct, frozen=True):
+    """What a provider's error object says.
+
+    Args:
+        message: Its text; empty where there is none.
+        words: Its `type`, `code` and the like, verbatim, most telling first.
+        status: The status it states itself, as errors within a stream do.
+        request_id: The request's id, where it stands in the body.
+    """
+
+    message: str = ""
+    words: tuple[str, ...] = ()
+    status: int | None = None
+    request_id: str | None = None
+
+    @classmethod
+    def read(cls, body: bytes) -> Complaint:
+        """From the body of an error response: JSON of any shape, text or HTML."""
+        try:
+            value = msgspec.json.decode(body)
+        except (msgspec.DecodeError, RecursionError):
+            text = body[:65536].decode("utf-8", "replace")
+            return cls(_plain(text))
+        return cls.of(value)
+
+    @classmethod
+    def of(cls, value: Any) -> Complaint:
+        """From a decoded value: `{error: {…}}`, `{error: "…"}`, `{detail: …}`, `{message: …}`, a list of these."""
+        while isinstance(value, list) and value:
+            value = value[0]
+        if not isinstance(value, dict):
+            return cls(value if isinstance(value, str) else "")
+        inner = value.get("error", value)
+        outer_id = value.get("request_id")
+        if not isinstance(inner, dict):
+            inner = {**value, "message": inner if isinstance(inner, str) else value.get("message")}
+        message = next((m for key in ("message", "msg", "detail", "error") if (m := _text(inner.get(key)))), "")
+        code, kind = inner.get("code"), inner.get("type")
+        numbers = (inner.get("status_code"), code, inner.get("status"), inner.get("http_status"))
+        words = tuple(word for word in (code, kind, inner.get("status")) if isinstance(word, str) and word)
+        return cls(
+            message,
+            tuple(word for word in words if word != "error"),
+            next((n for raw in numbers if (n := _status(raw))), None),
+            outer_id if isinstance(outer_id, str) else None,
+        )
+
+
+def _status(raw: Any) -> int | None:
+    number = _whole_number(raw) if isinstance(raw, str) else raw
+    return number if isinstance(number, int) and not isinstance(number, bool) and 400 <= number <= 599 else None  # noqa: PLR2004
+
+
+def _text(value: Any) -> str:
+    """FastAPI nests its `detail` in lists and objects."""
+    if isinstance(value, list):
+        return "; ".join(filter(None, map(_text, value)))
+    if isinstance(value, dict):
+        return next((m for key in ("message", "msg", "detail") if (m := _text(value.get(key)))), "")
+    return value if isinstance(value, str) else ""
+
+
+def _plain(text: str) -> str:
+    """Of an HTML page, its title; of other text, the text."""
+    if "<html" in text[:1000].lower() or text[:15].lower().startswith("<!doctype"):
+        title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
+        return " ".join(title[1].split()) if title else "an HTML page"
+    return text.strip()
+
+
+# ------------------------------------------------------------------ which error it is
+
+_CONTEXT = re.compile(
+    r"context_length_exceeded|exceed_context_size|maximum context length|context length|context window|context size"
+    r"|prompt (?:is )?too long|input is too long|too many (?:input )?tokens|reduce the length of|model_context_window"
+    r"|exceed(?:s|ed)? (?:the )?(?:max(?:imum)? )?context|exceed context limit",
+    re.IGNORECASE,
+)
+_QUOTA = re.compile(
+    r"insufficient_quota|credit_balance|spend_limit|usage_limit_exceeded|billing_|insufficient_credits|quota_exceeded"
+    r"|credit balance is too low|exceeded your current quota|api usage limits|insufficient credits|insufficient balance",
+    re.IGNORECASE,
+)
+_CONTENT = re.compile(
+    r"content_filter|content_policy|moderation_blocked|responsibleaipolicy|content management policy"
+    r"|flagged as potentially violating|requires moderation|invalid_prompt",
+    re.IGNORECASE,
+)
+_NO_MODEL = re.compile(
+    r"model_not_found|model_decommissioned|model_terms|model .{1,200} (?:not found|does not exist)|unknown model|invalid model id",
+    re.IGNORECASE | re.DOTALL,
+)
+_BUSY = re.compile(
+    r"overloaded|over capacity|capacity_exceeded|server busy|slow_down|engine is currently", re.IGNORECASE
+)
+
+_STATUS_OF = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "too_many_requests": 429,
+    "api_error": 500,
+    "server_error": 500,
+    "internal_server_error": 500,
+    "overloaded_error": 529,
+    "timeout_error": 504,
+}
+"""What an error's own type means where no status came with it: errors within a stream."""
+
+_CLASS_OF = {
+    401: AuthenticationFailed,
+    402: QuotaExhausted,
+    403: PermissionDenied,
+    404: ModelNotFound,
+    408: ProviderTimeout,
+    409: ServerError,
+    410: ModelNotFound,
+    425: ServerError,
+    429: RateLimited,
+    451: ContentRefused,
+    498: Overloaded,
+    503: Overloaded,
+    504: ProviderTimeout,
+    529: Overloaded,
+}
+
+
+def _class_of(status: int, complaint: Complaint) -> type[ProviderError]:  # noqa: PLR0911 - a list of rules
+    words = " ".join(complaint.words)
+    said = f"{words} {complaint.message}"
+    client_error = status // 100 == 4 or "invalid_request_error" in words  # noqa: PLR2004
+    if status == 402 or (status in (400, 403, 429) and _QUOTA.search(said)) or _QUOTA.search(words):  # noqa: PLR2004
+        return QuotaExhausted
+    if status not in (401, 403, 404, 429, 498) and _CONTEXT.search(said):
+        return ContextTooLong
+    if (client_error and _CONTENT.search(words)) or (status in (400, 403) and _CONTENT.search(said)):
+        return ContentRefused
+    if status == 401 and "missing scopes" in complaint.message.lower():  # noqa: PLR2004
+        return PermissionDenied
+    if "invalid_api_key" in words or "authentication_error" in words:
+        return AuthenticationFailed
+    if client_error and status not in (401, 403, 429, 498) and _NO_MODEL.search(said):
+        return ModelNotFound
+    if status in _CLASS_OF:
+        return _CLASS_OF[status]
+    if client_error:
+        return InvalidRequest
+    return Overloaded if _BUSY.search(said) else ServerError
+
+
+# ------------------------------------------------------------------ the sentence
+
+
+class Speaker(Struct, frozen=True):
+    """Whose errors these are, and what must not be repeated.
+
+    Args:
+        name: The provider's name as configured.
+        address: Its base URL without credentials and query.
+        key_advice: What to do about a refused key, e.g. `set OPENAI_API_KEY`.
+        secrets: Keys and passwords that no message may carry.
+        unreachable_advice: What to do when no connection can be had.
+    """
+
+    name: str
+    address: str
+    key_advice: str
+    secrets: tuple[str, ...] = ()
+    unreachable_advice: str = "check the network"
+
+    def __repr__(self) -> str:
+        return f"Speaker({self.name!r})"
+
+    def quote(self, text: str) -> str:
+        """A provider's own words on one line, without secrets, at most 500 characters."""
+        for secret in self.secrets:
+            text = text.replace(secret, "[key]")
+        text = " ".join(text[:20_000].split())
+        return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…"
+
+
+LONGEST_QUOTE = 500
+_SHORTEST_MINUTES = 120
+
+
+def spell(wait: float) -> str:
+    """Seconds for people: `0.3 s`, `42 s`, `6 min`."""
+    if wait >= _SHORTEST_MINUTES:
+        return f"{wait / 60:.0f} min"
+    return f"{wait:.1f} s" if wait != round(wait) else f"{wait:.0f} s"
+
+
+def error_from(
+    speaker: Speaker,
+    complaint: Complaint,
+    *,
+    status: int,
+    headers: Headers,
+    now: int,
+    model: str = "",
+) -> ProviderError:
+    """The error a response or an error object within a stream stands for.
+
+    Args:
+        speaker: Whose it is.
+        complaint: What the body or the object says.
+        status: HTTP status; 200 for an error after a good start, which then is told by its own words.
+        headers: The response's.
+        now: The present, µs UTC.
+        model: What was asked for, named where it isn't known.
+    """
+    in_stream = status < 400  # noqa: PLR2004
+    told = complaint.status if in_stream and complaint.status else status
+    meant = told
+    if meant < 400:  # noqa: PLR2004
+        meant = next((_STATUS_OF[w] for w in complaint.words if w in _STATUS_OF), 500)
+    kind = _class_of(meant, complaint)
+    waits = kind in (RateLimited, Overloaded, ServerError, ProviderTimeout)
+    wait = retry_after({} if in_stream else headers, complaint.message, now) if waits else None
+    said = speaker.quote(complaint.message)
+    retryable: bool | None = None
+    if not in_stream and kind is not QuotaExhausted:
+        retryable = {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
+    return kind(
+        _sentence(speaker, kind, told, said, wait, model),
+        provider=speaker.name,
+        status=told,
+        code=speaker.quote(complaint.words[0]) if complaint.words else None,
+        retry_after=wait,
+        retryable=retryable,
+        request_id=request_id(headers) or complaint.request_id,
+        rate_limits=rate_limits(headers, now),
+    )
+
+
+def _sentence(  # noqa: PLR0917
+    speaker: Speaker, kind: type[ProviderError], status: int, said: str, wait: float | None, model: str
+) -> str:
+    """What happened, to what, and what to do next; then the provider's own words."""
+    later = f"try again in {spell(wait)}" if wait is not None else "try again later"
+    happened, advice = {
+        AuthenticationFailed: ("refused the key", speaker.key_advice),
+        PermissionDenied: ("doesn't allow this key to do that", "check what the key may use"),
+        ModelNotFound: (
+            f"doesn't know {model or 'what was asked for'}",
+            f"check the model's name and {speaker.address}",
+        ),
+        ContextTooLong: ("can't fit the prompt into the model's context", "shorten it or choose a larger model"),
+        ContentRefused: ("refused the content", "rephrase it"),
+        QuotaExhausted: ("says the credit or quota is gone", "check its billing page"),
+        RateLimited: ("is rate limiting", later),
+        Overloaded: ("has no capacity now", later),
+        ServerError: ("failed", later),
+        ProviderTimeout: ("took too long", later),
+        InvalidRequest: ("refused the request", "change it or the model"),
+    }[kind]
+    return f"{speaker.name} {happened} ({status}): {advice}" + (f" (it said: {said})" if said else "")

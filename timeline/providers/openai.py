@@ -1,0 +1,459 @@
+"""OpenAI's `/chat/completions`, as OpenAI and the many servers that took over its format speak it.
+
+Source: OpenAI's API reference, "Chat Completions"; what compatible servers do differently stands
+where it is dealt with.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import msgspec
+from msgspec import Struct
+
+from timeline.events import Usage
+from timeline.providers.base import (
+    Capabilities,
+    Delta,
+    Finish,
+    FinishReason,
+    ImagePart,
+    Item,
+    LLMRequest,
+    Message,
+    ModelInfo,
+    TextPart,
+    UsageReport,
+)
+from timeline.providers.failures import Complaint
+from timeline.providers.http import Head, HTTPProvider, Parser, Timeouts
+
+__all__ = ["ChatParser", "OpenAIProvider"]
+
+
+# ------------------------------------------------------------------ what comes out
+
+# Values are `Any` where servers differ in type: a typed field would refuse the whole chunk.
+
+
+class _Function(Struct, gc=False):
+    name: Any = None
+    arguments: Any = None
+    input: Any = None
+
+
+class _ToolCall(Struct, gc=False):
+    index: int | None = None
+    id: Any = None
+    function: _Function | None = None
+    custom: _Function | None = None
+
+
+class _Message(Struct, gc=False):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+    tool_calls: list[_ToolCall] | None = None
+    function_call: _Function | None = None
+
+
+class _Choice(Struct, gc=False):
+    index: int | None = None
+    delta: _Message | None = None
+    message: _Message | None = None
+    finish_reason: Any = None
+
+
+class _Groq(Struct, gc=False):
+    id: Any = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+
+
+class _Chunk(Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+    model: str | None = None
+    x_groq: _Groq | None = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+_FINISH: dict[str, FinishReason] = {
+    "stop": "stop",
+    "eos": "stop",
+    "end_turn": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+
+
+def read_usage(raw: Mapping[str, Any]) -> Usage:
+    """OpenAI's counters made disjoint: `prompt_tokens` includes the cached ones."""
+    prompt_details = raw.get("prompt_tokens_details") or {}
+    output_details = raw.get("completion_tokens_details") or {}
+    prompt, output = _count(raw, "prompt_tokens"), _count(raw, "completion_tokens")
+    cache_read = _count(prompt_details, "cached_tokens") or _count(raw, "prompt_cache_hit_tokens")
+    cache_write = _count(prompt_details, "cache_write_tokens")
+    reasoning = _count(output_details, "reasoning_tokens")
+    if reasoning and _count(raw, "total_tokens") == prompt + output + reasoning:
+        output += reasoning  # xAI counts reasoning beside completion_tokens, as its total shows.
+    return Usage(
+        input=max(prompt - cache_read - cache_write, 0),
+        cache_read=cache_read,
+        cache_write=cache_write,
+        output=output,
+        reasoning=reasoning,
+    )
+
+
+def _count(counters: Any, name: str) -> int:
+    value = counters.get(name) if isinstance(counters, dict) or hasattr(counters, "get") else None
+    return max(int(value), 0) if isinstance(value, int | float) else 0
+
+
+class ChatParser:
+    """One answer in OpenAI's format, as chunks or whole: a message differs from a delta by its field's name alone."""
+
+    __slots__ = ("_calls", "_head", "_message", "_model", "_raw_reason", "_request_id", "_usage", "done")
+
+    def __init__(self, head: Head) -> None:
+        self.done = False
+        self._head = head
+        self._calls: list[str | None] = []
+        self._message = False
+        self._model: str | None = None
+        self._raw_reason: str | None = None
+        self._request_id = head.request_id
+        self._usage: dict[str, Any] | None = None
+
+    def items(self, payload: bytes) -> Iterable[Item]:
+        """The items of one chunk, or of a whole answer; see `Parser.items`."""
+        try:
+            chunk = _decode(payload)
+        except msgspec.DecodeError:
+            if payload.strip() == b"[DONE]":
+                return self._finish()
+            raise self._head.bad(payload, what="what is no chunk of its format") from None
+        items: list[Item] = []
+        if chunk.choices:
+            for choice in chunk.choices:
+                if not choice.index:
+                    self._read(choice, items)
+        if chunk.usage or chunk.error is not None or chunk.x_groq is not None:
+            self._read_rest(chunk, items)
+        if self._model is None and chunk.model:
+            self._model = chunk.model
+        return items
+
+    def end(self) -> Iterable[Item]:
+        """At end of file; see `Parser.end`."""
+        if self.done:
+            return ()
+        if self._raw_reason is None and not self._message:
+            raise self._head.broken()
+        return self._finish()
+
+    def _read(self, choice: _Choice, items: list[Item]) -> None:
+        delta = choice.delta
+        if delta is None:
+            delta = choice.message
+            self._message = delta is not None
+        if delta is not None:
+            reasoning = delta.reasoning_content or delta.reasoning
+            if reasoning and isinstance(reasoning, str):
+                items.append(Delta(reasoning, "reasoning"))
+            content = delta.content
+            if content:
+                if isinstance(content, str):
+                    items.append(Delta(content))
+                else:
+                    items += _parts(content)
+            if delta.refusal and isinstance(delta.refusal, str):
+                items.append(Delta(delta.refusal))
+            if delta.tool_calls:
+                items += [self._call(call) for call in delta.tool_calls]
+            if delta.function_call is not None:
+                items.append(self._call(_ToolCall(0, None, delta.function_call)))
+        if choice.finish_reason:
+            self._raw_reason = str(choice.finish_reason)
+
+    def _call(self, call: _ToolCall) -> Delta:
+        """A fragment of a tool call; id and name are passed on with the first one alone."""
+        function = call.function or call.custom or _Function()
+        call_id = call.id if isinstance(call.id, str) and call.id else None
+        calls, index = self._calls, call.index
+        if index is None:
+            # No index: a new id or a name begins a call, all else continues the last.
+            known = call_id in calls if call_id else not function.name
+            index = (calls.index(call_id) if call_id in calls else len(calls) - 1) if known and calls else len(calls)
+        elif index < len(calls) and call_id and calls[index] not in (None, call_id) and function.name:
+            # Gemini's server numbers all parallel calls 0: the id tells them apart.
+            index = calls.index(call_id) if call_id in calls else len(calls)
+        arguments = function.arguments if function.arguments is not None else function.input
+        if not isinstance(arguments, str):
+            arguments = "" if arguments is None else msgspec.json.encode(arguments).decode()
+        first = index >= len(calls)
+        if first:
+            index = len(calls)
+            calls.append(call_id)
+        name = function.name if first and isinstance(function.name, str) else None
+        return Delta(arguments, "tool_call", index, call_id if first else None, name)
+
+    def _read_rest(self, chunk: _Chunk, items: list[Item]) -> None:
+        usage, error, groq = chunk.usage, chunk.error, chunk.x_groq
+        if groq is not None:
+            usage = usage or groq.usage
+            error = groq.error if error is None else error
+            if self._request_id is None and isinstance(groq.id, str):
+                self._request_id = groq.id
+        if usage and usage != self._usage:
+            self._usage = usage
+            items.append(UsageReport(read_usage(usage), usage))
+        if error:
+            raise self._head.error(Complaint.of({"error": error}))
+
+    def _finish(self) -> Iterable[Item]:
+        if self.done:
+            return ()
+        self.done = True
+        raw = self._raw_reason
+        reason = _FINISH.get(raw, "unknown") if raw else "unknown"
+        # Compatible servers say `stop` after calls; `length` stays, since it cut the arguments.
+        if self._calls and reason in ("stop", "unknown"):
+            reason = "tool_calls"
+        return (
+            Finish(
+                reason,
+                raw_reason=raw,
+                model=self._model,
+                request_id=self._request_id,
+                rate_limits=self._head.rate_limits,
+            ),
+        )
+
+
+def _parts(content: Any) -> Iterable[Delta]:
+    """Content as a list (Mistral): text parts, and thinking with parts of its own."""
+    for part in content if isinstance(content, list) else ():
+        if not isinstance(part, dict):
+            continue
+        if isinstance(text := part.get("text"), str) and text:
+            yield Delta(text)
+        thinking = part.get("thinking")
+        if isinstance(thinking, str) and thinking:
+            yield Delta(thinking, "reasoning")
+        elif thinking:
+            yield from (Delta(delta.text, "reasoning") for delta in _parts(thinking))
+
+
+# ------------------------------------------------------------------ what goes in
+
+_FIXED_TEMPERATURE = re.compile(r"o\d|gpt-5(?!\.|-chat)")
+_OWN_HOSTS = ("openai.com", ".openai.azure.com", ".cognitiveservices.azure.com")
+
+
+def chat_messages(request: LLMRequest) -> list[dict[str, Any]]:
+    """The conversation in OpenAI's words."""
+    messages: list[dict[str, Any]] = []
+    if request.system is not None:
+        messages.append({"role": "system", "content": request.system})
+    messages += [_message(message) for message in request.messages]
+    return messages
+
+
+def _message(message: Message) -> dict[str, Any]:
+    match message.role:
+        case "tool":
+            return {"role": "tool", "tool_call_id": message.tool_call_id or "", "content": message.text}
+        case "assistant":
+            # Templates of local models join `content` to text: an empty one is safer than null.
+            plain: dict[str, Any] = {"role": "assistant", "content": message.text}
+            if message.tool_calls:
+                plain["tool_calls"] = [
+                    {
+                        "id": call.id,
+                        "type": "function",
+                        "function": {"name": call.name, "arguments": arguments_text(call.arguments)},
+                    }
+                    for call in message.tool_calls
+                ]
+            return plain
+    content: str | list[dict[str, Any]] = message.text
+    if not isinstance(message.content, str) and any(isinstance(part, ImagePart) for part in message.content):
+        content = [_part(part) for part in message.content if isinstance(part, TextPart | ImagePart)]
+    return {"role": message.role, "content": content}
+
+
+def _part(part: TextPart | ImagePart) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    data = base64.b64encode(part.data).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:{part.media_type};base64,{data}"}}
+
+
+def arguments_text(arguments: dict[str, Any]) -> str:
+    """A call's arguments as the JSON text that the model wrote."""
+    if arguments.keys() == {"_invalid"} and isinstance(arguments["_invalid"], str):
+        return arguments["_invalid"]
+    return msgspec.json.encode(arguments).decode()
+
+
+def is_strict(schema: Any) -> bool:
+    """Whether a schema keeps OpenAI's rules for `strict`: every object closed, every property required."""
+    if isinstance(schema, list):
+        return all(map(is_strict, schema))
+    if not isinstance(schema, dict):
+        return True
+    if schema.get("type") == "object" or "properties" in schema:
+        properties = schema.get("properties") or {}
+        if schema.get("additionalProperties") is not False or set(schema.get("required") or ()) != set(properties):
+            return False
+        return all(map(is_strict, [*properties.values(), *(schema.get("$defs") or {}).values()]))
+    return all(map(is_strict, schema.values()))
+
+
+class OpenAIProvider(HTTPProvider):
+    """OpenAI, or any server that speaks its format.
+
+    Args:
+        api_key: None for servers that need none.
+        base_url: Up to and including `/v1`.
+        name: As configured.
+        local: The server computes on this machine (counts on a loopback address only), so its answers are free.
+        timeouts: See `Timeouts`.
+        headers: Further request headers.
+        ca_file: PEM file of certificate authorities to trust.
+
+    Raises:
+        ConfigError: The address, the key or a header can't be used.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(tools=True, schema=True, images=True, reasoning=True)
+    key_variable: ClassVar[str | None] = "OPENAI_API_KEY"
+    default_host: ClassVar[str | None] = "api.openai.com"
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        base_url: str = "https://api.openai.com/v1",
+        *,
+        name: str = "openai",
+        local: bool = False,
+        timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+        headers: Mapping[str, str] | None = None,
+        ca_file: str | None = None,
+    ) -> None:
+        super().__init__(api_key, base_url, name=name, local=local, timeouts=timeouts, headers=headers, ca_file=ca_file)
+
+    def auth_headers(self) -> dict[str, str]:
+        """The bearer token."""
+        return {} if self._api_key is None else {"authorization": f"Bearer {self._api_key}"}
+
+    def path(self, request: LLMRequest, *, stream: bool) -> str:  # noqa: ARG002 - one path for all
+        """The one endpoint."""
+        return "/chat/completions"
+
+    def parser(self, head: Head) -> Parser:
+        """For chunks and whole answers alike."""
+        return ChatParser(head)
+
+    def body(self, request: LLMRequest, *, stream: bool) -> dict[str, Any]:  # noqa: C901 - a list of fields
+        """The request in OpenAI's words; `extra` has the last one, and None there takes a field out."""
+        body: dict[str, Any] = {"model": request.model, "messages": chat_messages(request), "stream": stream}
+        if stream:
+            body["stream_options"] = {"include_usage": True}
+        if request.max_tokens is not None:
+            body[self.max_tokens_field] = request.max_tokens
+        if request.temperature is not None:
+            body["temperature"] = request.temperature
+        if request.stop:
+            body["stop"] = request.stop
+        if request.seed is not None:
+            body["seed"] = request.seed
+        if request.reasoning is not None:
+            body["reasoning_effort"] = request.reasoning
+        if request.tools:
+            body["tools"] = [
+                {
+                    "type": "function",
+                    "function": {"name": t.name, "description": t.description, "parameters": t.parameters},
+                }
+                for t in request.tools
+            ]
+            if request.tool_choice in ("auto", "none", "required"):
+                body["tool_choice"] = request.tool_choice
+            elif request.tool_choice is not None:
+                body["tool_choice"] = {"type": "function", "function": {"name": request.tool_choice}}
+        if request.response_schema is not None:
+            schema = request.response_schema
+            name = re.sub(r"[^a-zA-Z0-9_-]", "_", str(schema.get("title") or "answer"))[:64]
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": name, "schema": schema, "strict": is_strict(schema)},
+            }
+        self.adapt(body, request)
+        body.update(request.extra)
+        return {key: value for key, value in body.items() if value is not None}
+
+    @property
+    def max_tokens_field(self) -> str:
+        """OpenAI takes the new name for all its models; other servers know the old one."""
+        return "max_completion_tokens" if self._is_openai else "max_tokens"
+
+    def adapt(self, body: dict[str, Any], request: LLMRequest) -> None:
+        """Change the body to what this very server wants."""
+        if not self._is_openai:
+            return
+        if request.tools or not body["stream"] or self.host != self.default_host:
+            pass
+        else:
+            body["stream_options"]["include_obfuscation"] = False
+        if _FIXED_TEMPERATURE.match(request.model):
+            # Reasoning models answer any other than their own with 400 unsupported_value.
+            body.pop("temperature", None)
+
+    @property
+    def _is_openai(self) -> bool:
+        return self.host == "api.openai.com" or self.host.endswith(_OWN_HOSTS)
+
+    async def get_available_models(self) -> list[ModelInfo]:
+        """The server's `GET /models`, with what it says about context and output sizes."""
+        await self.prepare(None)
+        value = await self.get_json("/models")
+        entries = value.get("data") if isinstance(value, dict) else value
+        return [
+            self.model_info(entry)
+            for entry in (entries if isinstance(entries, list) else ())
+            if isinstance(entry, dict) and isinstance(entry.get("id"), str) and entry.get("active") is not False
+        ]
+
+    def model_info(self, entry: dict[str, Any]) -> ModelInfo:
+        """One entry of the list; OpenRouter, Groq, vLLM and llama-server each name the context in their own way."""
+        meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
+        top = entry.get("top_provider") if isinstance(entry.get("top_provider"), dict) else {}
+        contexts = (
+            entry.get("context_window"),
+            entry.get("context_length"),
+            entry.get("max_model_len"),
+            entry.get("max_context_length"),
+            (meta or {}).get("n_ctx"),
+            (meta or {}).get("n_ctx_train"),
+        )
+        outputs = (entry.get("max_completion_tokens"), (top or {}).get("max_completion_tokens"))
+        return ModelInfo(
+            entry["id"],
+            self.name,
+            context=next((n for n in contexts if isinstance(n, int) and n > 0), None),
+            max_output=next((n for n in outputs if isinstance(n, int) and n > 0), None),
+            local=self.local,
+        )
