@@ -1,0 +1,504 @@
+"""Which settings there are, where they and the files lie, who wins over whom, and what a project may not set.
+
+Precedence, highest first: command line, environment, the project's `.timeline.yaml`, the user's
+`config.yaml`, built-in defaults. `${VAR}` and keys are resolved when a provider is used, not before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+from msgspec import Struct
+
+from timeline.config_file import decode, nearest, read, where
+from timeline.errors import AmbiguousName, ConfigError, MissingKey, NotFound, TimelineError, UsageError
+from timeline.paths import PROJECT_FILE, Paths, beside, find_paths
+from timeline.settings import (
+    DEFAULTS,
+    KINDS,
+    SECRET,
+    KeyPath,
+    Kind,
+    ProviderConfig,
+    ResolvedProvider,
+    Routing,
+    Settings,
+    StoreConfig,
+    Task,
+    fill,
+    masked,
+)
+
+__all__ = [
+    "KINDS",
+    "PROJECT_FILE",
+    "Config",
+    "Kind",
+    "ModelRef",
+    "Paths",
+    "ProviderConfig",
+    "ResolvedProvider",
+    "Routing",
+    "Setting",
+    "Settings",
+    "StoreConfig",
+    "find_paths",
+    "load",
+]
+
+DEFAULT = "default"
+ENVIRONMENT = "TIMELINE_MODEL"
+COMMAND_LINE = "command line"
+SECTIONS = ("llm_providers", "routing_strategy", "store")
+KEY_COMMAND_SECONDS = 60
+"""Long enough to type a passphrase or touch a security key."""
+
+
+# ------------------------------------------------------------------ what comes out
+
+
+class ModelRef(Struct, frozen=True):
+    """A model of a provider; `str()` gives `provider:model`."""
+
+    provider: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.provider}:{self.model}"
+
+
+class Setting(Struct, frozen=True):
+    """One value in force, for people.
+
+    Args:
+        path: Its keys from the top.
+        value: The value, secrets masked.
+        source: The file it stands in, `TIMELINE_MODEL`, `command line` or `default`.
+    """
+
+    path: KeyPath
+    value: Any
+    source: str
+
+
+class Config:
+    """The settings in force, and what follows from them. Made by `load`.
+
+    Attributes:
+        settings: The merged settings, as written: nothing of them is resolved.
+        paths: Where the files lie; `store` is what the settings say.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        paths: Paths,
+        *,
+        values: Mapping[KeyPath, tuple[Any, str]],
+        listed: frozenset[str],
+        environ: Mapping[str, str],
+    ) -> None:
+        self.settings = settings
+        self.paths = paths
+        self._values = values
+        self._listed = listed
+        self._environ = environ
+
+    def __repr__(self) -> str:
+        return f"Config({self.settings!r}, {self.paths!r})"
+
+    @property
+    def store(self) -> StoreConfig:
+        """How the store is kept; where, is `paths.store`."""
+        return self.settings.store
+
+    @property
+    def offline(self) -> bool:
+        """Whether only models on this machine may be asked."""
+        return self.settings.offline
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Names of the enabled providers; a paid one is among them only if the user listed it."""
+        return tuple(name for name, provider in self.settings.llm_providers.items() if provider.enabled)
+
+    def effective(self) -> list[Setting]:
+        """Every value in force and where it comes from, secrets masked."""
+        return [Setting(path, masked(path, value), source) for path, (value, source) in self._values.items()]
+
+    def source(self, *path: str) -> str:
+        """Where the value at that key path was set; for what has no value, where its neighbours were."""
+        for length in range(len(path), 1, -1):
+            near = [source for known, (_, source) in self._values.items() if known[:length] == path[:length]]
+            if near:
+                return next((source for source in reversed(near) if source != DEFAULT), DEFAULT)
+        return DEFAULT
+
+    # -------------------------------------------------------------- models
+
+    def parse_model(self, text: str) -> ModelRef:
+        """The model that `text` names: `provider:model`, or a name that exactly one enabled provider lists.
+
+        The first colon separates, so that model names may hold colons: `ollama:llama3.1:8b`.
+
+        Raises:
+            UsageError: It has no colon and nobody lists it, or a part is empty.
+            AmbiguousName: Several providers list it.
+            NotFound: The part before the colon is no provider.
+        """
+        text = text.strip()
+        provider, colon, model = text.partition(":")
+        if provider and model and (provider in self.settings.llm_providers or provider in KINDS):
+            return ModelRef(provider, model)
+        listing = [name for name in self.providers if text in self.settings.llm_providers[name].models]
+        if len(listing) > 1:
+            msg = f'"{text}" is a model of {" and ".join(listing)}: write {" or ".join(f"{name}:{text}" for name in listing)}'
+            raise AmbiguousName(msg)
+        if listing:
+            return ModelRef(listing[0], text)
+        if provider and model:
+            raise self._unknown(provider)
+        hint = f"{provider}:MODEL" if provider and (colon or provider in KINDS) else "provider:model"
+        msg = f'"{text}" names no model: write {hint}, for example embedded:smollm2'
+        raise UsageError(msg)
+
+    def candidates(self, task: Task) -> tuple[ModelRef, ...]:
+        """The models configured for a task, the preferred one first; empty where none is.
+
+        Raises:
+            ConfigError: One of them names no model, or a project's file asks for one that the user didn't list.
+        """
+        path = ("routing_strategy", task)
+        written = getattr(self.settings.routing_strategy, task)
+        texts = written if isinstance(written, list) else [written] if written else []
+        try:
+            models = tuple(self.parse_model(text) for text in texts)
+        except (UsageError, NotFound) as exc:
+            source = self.source(*path)
+            raise ConfigError(where(source, () if source == ENVIRONMENT else path, str(exc))) from exc
+        if self.source(*path) == str(self.paths.project_file):
+            for model in models:
+                self._refuse_foreign_choice(model, path)
+        return models
+
+    def default_route(self) -> tuple[ModelRef, ...]:
+        """The models for one direct question that names none, the preferred one first.
+
+        Raises:
+            ConfigError: See `candidates`.
+        """
+        return self._default()[0]
+
+    def route(self, model: str | None = None) -> tuple[ModelRef, str]:
+        """The model for one direct question, and why it is that one.
+
+        Args:
+            model: What the user asked for (`-m`), see `parse_model`; None leaves it to the settings.
+
+        Raises:
+            UsageError, AmbiguousName, NotFound: See `parse_model`.
+            ConfigError: See `candidates`.
+        """
+        if model is not None:
+            return self.parse_model(model), "asked for by name"
+        models, why = self._default()
+        return models[0], why
+
+    def _default(self) -> tuple[tuple[ModelRef, ...], str]:
+        tasks: tuple[Task, ...] = ("default", "response_formatting", "fallback")
+        for task in tasks:
+            models = self.candidates(task)
+            if models:
+                source = self.source("routing_strategy", task)
+                # The log needs no path of this machine.
+                return models, source if source == ENVIRONMENT else f"routing_strategy.{task} ({Path(source).name})"
+        return (ModelRef("embedded", "smollm2"),), "nothing else is configured"
+
+    def _refuse_foreign_choice(self, model: ModelRef, path: KeyPath) -> None:
+        """A project file may pick among what the user listed and the models of the engine in this process."""
+        embedded = self.settings.llm_providers.get("embedded", ProviderConfig())
+        if model.provider in self._listed or (model.provider == "embedded" and model.model in embedded.models):
+            return
+        entry = f'llm_providers: {{{model.provider}: {{models: ["{model.model}"]}}}}'
+        what = f"the project asks for {model}, which you never listed: to allow it, put {entry} into {self.paths.config_file}"
+        raise ConfigError(where(str(self.paths.project_file), path, what))
+
+    # -------------------------------------------------------------- providers
+
+    def provider(self, name: str) -> ResolvedProvider:
+        """A provider with its variables filled in and its key found; may run `key_cmd`, which can take a minute.
+
+        Raises:
+            NotFound: There is no such provider.
+            ConfigError: It is disabled, or a value of it is wrong.
+            MissingKey: It needs a key and none was found.
+        """
+        written = self._written(name)
+        kind = written.kind or name
+        base_url = self._address(name, written) or KINDS[kind].base_url
+        return ResolvedProvider(
+            name=name,
+            kind=kind,
+            base_url=base_url,
+            api_key=self._key(name, written, base_url),
+            models=self._models(name, written),
+            local=written.local,
+            headers={header: self._fill(value, name, "headers", header) for header, value in written.headers.items()},
+            ca_file=self._file(written.ca_file, name, "ca_file") if written.ca_file else None,
+            timeouts=dict(written.timeouts),
+            context=written.context,
+        )
+
+    def problem(self, name: str) -> TimelineError | None:
+        """Why an enabled provider could not be used now, as far as that shows without running its `key_cmd`."""
+        if self.settings.llm_providers[name].key_cmd:
+            return None
+        try:
+            self.provider(name)
+        except TimelineError as exc:
+            return exc
+        return None
+
+    def _written(self, name: str) -> ProviderConfig:
+        written = self.settings.llm_providers.get(name)
+        if written is None and name not in KINDS:
+            raise self._unknown(name)
+        if written is not None and not written.enabled:
+            raise self._error(ConfigError, f"{name} is disabled here: set it to true to use {name}", name, "enabled")
+        return written or ProviderConfig()
+
+    def _address(self, name: str, written: ProviderConfig) -> str | None:
+        if written.base_url is None:
+            return None
+        address = self._fill(written.base_url, name, "base_url")
+        if not re.match(r"https?://[^/?#\s]+", address):
+            raise self._error(ConfigError, "expected an address like https://api.example.com/v1", name, "base_url")
+        return address
+
+    def _models(self, name: str, written: ProviderConfig) -> dict[str, str | None]:
+        if isinstance(written.models, list):
+            return dict.fromkeys(written.models)
+        return {
+            model: str(self._file(path, name, "models", model)) if path else None
+            for model, path in written.models.items()
+        }
+
+    def _key(self, name: str, written: ProviderConfig, base_url: str | None) -> str | None:
+        """From `key_cmd` or `api_key`, else from the vendor's own variable.
+
+        Only a provider of the vendor's own name gets the key in that variable, never another
+        server that speaks the same API.
+        """
+        kind = KINDS[written.kind or name]
+        vendor = kind.key_variable is not None and name in KINDS and KINDS[name] is kind
+        if written.key_cmd:
+            key = self._run(written.key_cmd, name)
+        elif written.api_key is not None:
+            key = self._fill(written.api_key, name, "api_key", error=MissingKey)
+        else:
+            key = self._environ.get(kind.key_variable or "", "") if vendor else ""
+        key = key.strip()
+        if not all("!" <= character <= "~" for character in key):
+            msg = f"the API key of {name} holds a space, a line break or a letter that no key has: copy it anew"
+            raise MissingKey(msg)
+        if not key and kind.key_variable and (base_url or "").rstrip("/") == kind.base_url:
+            remedy = kind.key_variable if vendor else f"llm_providers.{name}.api_key in {self.paths.config_file}"
+            msg = f"{name} needs an API key: set {remedy}"
+            raise MissingKey(msg)
+        return key or None
+
+    def _run(self, command: str, name: str) -> str:
+        """What `key_cmd` prints."""
+        import shlex
+        import subprocess
+
+        try:
+            program, *arguments = shlex.split(command)
+        except ValueError:
+            raise self._error(
+                ConfigError, "expected a command that prints the key: check its quotes", name, "key_cmd"
+            ) from None
+        program = os.path.expanduser(program)  # noqa: PTH111  a Path would turn ./program into program
+        try:
+            # Standard input may be the prompt, so it isn't the command's; on stderr it may ask for a passphrase.
+            done = subprocess.run(  # noqa: S603  the user's command from the user's own file, run without a shell
+                [program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                timeout=KEY_COMMAND_SECONDS,
+                env=dict(self._environ),
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            what = f"{program} printed no key within {KEY_COMMAND_SECONDS} seconds: run it by hand"
+        except OSError as exc:
+            what = f"{program} can't be run ({exc.strerror}): check the command"
+        else:
+            key = done.stdout.decode("utf-8", "replace").strip()
+            if key and not done.returncode:
+                return key
+            ended = f"ended with status {done.returncode}" if done.returncode else "printed nothing"
+            what = f"{program} {ended}: run it by hand to see why"
+        raise self._error(MissingKey, what, name, "key_cmd")
+
+    def _fill(self, text: str, *path: str, error: type[TimelineError] = ConfigError) -> str:
+        """The text with variables filled in, or an error about that key of `llm_providers`."""
+        try:
+            return fill(text, self._environ)
+        except LookupError as exc:
+            what = (
+                f"the environment variable {exc.args[0]} is not set: set it or disable the provider with enabled: false"
+            )
+            raise self._error(error, what, *path) from None
+        except ValueError as exc:
+            raise self._error(ConfigError, str(exc), *path) from None
+
+    def _file(self, text: str, *path: str) -> Path:
+        return beside(self.source("llm_providers", *path), self._fill(text, *path))
+
+    def _error(self, error: type[TimelineError], what: str, *path: str) -> TimelineError:
+        return error(where(self.source("llm_providers", *path), ("llm_providers", *path), what))
+
+    def _unknown(self, name: str) -> NotFound:
+        known = sorted({*KINDS, *self.settings.llm_providers})
+        entry = f"{name}: {{kind: openai, base_url: ...}}"
+        return NotFound(
+            f'there is no provider "{name}": {nearest(name, known)} (any server of OpenAI\'s format can be added'
+            f" as {entry} under llm_providers in {self.paths.config_file})"
+        )
+
+
+# ------------------------------------------------------------------ loading
+
+
+def load(
+    paths: Paths | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """Read the files and the environment; uses no network and runs no command.
+
+    Args:
+        paths: By default what `find_paths(environ, cwd)` gives.
+        environ: Where `${VAR}` and keys are looked up, also later; by default the process's own.
+        cwd: By default the working directory.
+        overrides: Settings of the command line, in the shape of a file's; they win.
+
+    Raises:
+        ConfigError: A file, key path or value is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    paths = paths or find_paths(environ, cwd)
+    user, project = _layer(paths.config_file), _layer(paths.project_file)
+    _refuse_in_project(project, paths)
+    model = environ.get(ENVIRONMENT, "").strip()
+    layers = {
+        DEFAULT: DEFAULTS,
+        str(paths.config_file): user,
+        str(paths.project_file): project,
+        ENVIRONMENT: {"routing_strategy": {"default": model}} if model else {},
+        COMMAND_LINE: overrides or {},
+    }
+    merged: dict[str, Any] = {}
+    values: dict[KeyPath, tuple[Any, str]] = {}
+    for source, layer in layers.items():
+        _merge(merged, layer, source, values)
+    settings = decode("the settings together", merged, Settings, secret=SECRET)
+    listed = frozenset(user.get("llm_providers", {}))
+    config = Config(settings, paths, values=values, listed=listed, environ=environ)
+    for name, provider in settings.llm_providers.items():
+        _check(config, name, provider)
+    if settings.store.path:
+        config.paths = msgspec.structs.replace(paths, store=_store_path(config, settings.store.path, environ))
+    return config
+
+
+def _layer(path: Path | None) -> dict[str, Any]:
+    """A file's settings, each of the right type; a section with nothing under it counts as not written."""
+    if path is None:
+        return {}
+    values = {key: value for key, value in read(path).items() if value is not None or key not in SECTIONS}
+    providers = values.get("llm_providers")
+    if isinstance(providers, dict):
+        values["llm_providers"] = {name: {} if value is None else value for name, value in providers.items()}
+    decode(str(path), values, Settings, secret=SECRET)
+    return values
+
+
+def _leaves(values: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and (value or not path):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any], source: str, values: dict[KeyPath, tuple[Any, str]]) -> None:
+    """Lay one source over the others: mappings are merged, anything else replaces what was there."""
+    for path, value in _leaves(layer):
+        target = into
+        for key in path[:-1]:
+            if not isinstance(target.get(key), dict):
+                target[key] = {}
+            target = target[key]
+        if value == {} and isinstance(target.get(path[-1]), dict):
+            continue
+        target[path[-1]] = value
+        for known in [known for known in values if known[: len(path)] == path or path[: len(known)] == known]:
+            del values[known]
+        values[path] = value, source
+
+
+def _refuse_in_project(values: Mapping[str, Any], paths: Paths) -> None:
+    """A project file comes with a cloned repository, so it may choose and restrict, and nothing else.
+
+    Anything more could run a command, send a key or a prompt to another server, put the record
+    elsewhere, or load a file into the engine.
+    """
+    for path, value in _leaves(values):
+        match path:
+            case ("routing_strategy", *_):
+                continue
+            case ("llm_providers", _, "enabled") if value is False:
+                continue
+            case ("offline",) if value is True:
+                continue
+        what = f"a project file may not set this, as it comes with the repository: put it into {paths.config_file}"
+        raise ConfigError(where(str(paths.project_file), path, what))
+
+
+def _check(config: Config, name: str, provider: ProviderConfig) -> None:
+    """What a type can't say about an entry of `llm_providers`."""
+
+    def wrong(what: str, *path: str) -> NoReturn:
+        full = ("llm_providers", name, *path)
+        raise ConfigError(where(config.source(*full), full, what))
+
+    if ":" in name:
+        wrong("expected a name without a colon, which separates provider:model")
+    if provider.kind is None and name not in KINDS and provider.enabled:
+        wrong(f"expected the API that {name} speaks ({', '.join(KINDS)}), got nothing", "kind")
+    if provider.kind is not None and provider.kind not in KINDS:
+        wrong(f'unknown kind "{provider.kind}": {nearest(provider.kind, list(KINDS))}', "kind")
+    if provider.api_key is not None and provider.key_cmd is not None:
+        wrong("expected api_key or key_cmd, got both: remove one", "key_cmd")
+    files = [path for path in provider.models.values() if path] if isinstance(provider.models, dict) else []
+    if files and (provider.kind or name) != "embedded":
+        wrong("expected a list of names: only embedded models have a file", "models")
+
+
+def _store_path(config: Config, text: str, environ: Mapping[str, str]) -> Path:
+    path = ("store", "path")
+    try:
+        return beside(config.source(*path), fill(text, environ))
+    except LookupError as exc:
+        what = f"the environment variable {exc.args[0]} is not set: set it or write the path out"
+    except ValueError as exc:
+        what = str(exc)
+    raise ConfigError(where(config.source(*path), path, what))

@@ -1,0 +1,215 @@
+"""Which settings there are: the structs of a configuration file, the built-in defaults, and what of them is secret."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+__all__ = [
+    "DEFAULTS",
+    "KINDS",
+    "SECRET",
+    "KeyPath",
+    "Kind",
+    "ProviderConfig",
+    "ResolvedProvider",
+    "Routing",
+    "Settings",
+    "StoreConfig",
+    "Task",
+    "fill",
+    "masked",
+]
+
+SECRET = frozenset({"api_key", "headers"})
+"""Keys whose values no error, repr or listing shows."""
+VARIABLE = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\})?")
+
+KeyPath = tuple[str, ...]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Name = Annotated[str, Meta(min_length=1)]
+Route = Name | Annotated[list[Name], Meta(min_length=1)]
+Task = Literal["query_routing", "tool_calling", "response_formatting", "fallback", "default"]
+TimeoutName = Literal["connect", "first_byte", "between_chunks", "total"]
+
+
+class Kind(Struct, frozen=True):
+    """An API that is spoken without a plugin.
+
+    Args:
+        base_url: Where the vendor serves it; None for the engine in this process.
+        key_variable: The vendor's own name of the environment variable with the key, for a
+            provider of the same name; None where no key is asked for.
+    """
+
+    base_url: str | None = None
+    key_variable: str | None = None
+
+
+KINDS: dict[str, Kind] = {
+    "openai": Kind("https://api.openai.com/v1", "OPENAI_API_KEY"),
+    "anthropic": Kind("https://api.anthropic.com", "ANTHROPIC_API_KEY"),
+    "groq": Kind("https://api.groq.com/openai/v1", "GROQ_API_KEY"),
+    "ollama": Kind("http://localhost:11434"),
+    "embedded": Kind(),
+}
+
+
+class _Masked(Struct, frozen=True):
+    """A struct that holds secrets and never shows them."""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, masked((name,), getattr(self, name))) for name in self.__struct_fields__]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+
+class ProviderConfig(_Masked, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One entry of `llm_providers`, as written.
+
+    Args:
+        enabled: False refuses it, and leaves its `${VAR}` alone.
+        kind: Which API it speaks, a key of `KINDS`; by default what its name says.
+        api_key: The key, mostly as `${VAR}`.
+        key_cmd: A command that prints the key; run without a shell.
+        base_url: Where it is served.
+        models: Names to offer; for `embedded` also names with the path of their GGUF.
+        local: Whether answers are computed on this machine, and so are free; by default judged by the address.
+        headers: Further HTTP headers.
+        ca_file: PEM file of certificate authorities to trust instead of the usual ones.
+        timeouts: Seconds, or null to wait for ever.
+        context: Most tokens of prompt and answer together.
+    """
+
+    enabled: bool = True
+    kind: str | None = None
+    api_key: str | None = None
+    key_cmd: str | None = None
+    base_url: str | None = None
+    models: list[Name] | dict[Name, str | None] = []
+    local: bool | None = None
+    headers: dict[Name, str] = {}
+    ca_file: str | None = None
+    timeouts: dict[TimeoutName, Seconds | None] = {}
+    context: Annotated[int, Meta(gt=0)] | None = None
+
+
+class Routing(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which model does what: `provider:model`, or a list of them in order of preference.
+
+    Args:
+        query_routing: Decides what a prompt needs.
+        tool_calling: Chooses tools and their arguments.
+        response_formatting: Writes the answer.
+        fallback: Where to go when all else fails; null turns that off.
+        default: For everything that has no route of its own.
+    """
+
+    query_routing: Route | None = None
+    tool_calling: Route | None = None
+    response_formatting: Route | None = None
+    fallback: Route | None = None
+    default: Route | None = None
+
+
+class StoreConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The event store.
+
+    Args:
+        path: The database file.
+        synchronous: `full`: what was recorded survives a power cut. `normal`: it survives a crash of the
+            program, and a power cut may take the last moments.
+    """
+
+    path: Name | None = None
+    synchronous: Literal["full", "normal"] = "full"
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A whole configuration file."""
+
+    llm_providers: dict[Name, ProviderConfig] = {}
+    routing_strategy: Routing = Routing()
+    store: StoreConfig = StoreConfig()
+    offline: bool = False
+
+
+DEFAULTS: dict[str, Any] = {
+    "llm_providers": {
+        "embedded": {"enabled": True, "models": {"smollm2": None}},
+        "ollama": {"enabled": True, "base_url": KINDS["ollama"].base_url},
+    },
+    "routing_strategy": {"fallback": "embedded:smollm2"},
+    "store": {"synchronous": "full"},
+    "offline": False,
+}
+"""In force without any file: only what runs on this machine. Paid services must be asked for by name."""
+
+
+class ResolvedProvider(_Masked, frozen=True):
+    """A provider ready for use: variables filled in, key found, paths absolute.
+
+    Args:
+        name: As configured, the part of `provider:model` before the colon.
+        kind: A key of `KINDS`.
+        base_url: None for the engine in this process.
+        api_key: None where none is needed.
+        models: Configured names; for `embedded` with the path of their GGUF, or None for a model known by its name.
+        local: Whether it runs on this machine; None: judge by the address.
+        headers: Further HTTP headers.
+        ca_file: PEM file of certificate authorities.
+        timeouts: Those that were configured, seconds; None waits for ever.
+        context: Most tokens of prompt and answer together.
+    """
+
+    name: str
+    kind: str
+    base_url: str | None
+    api_key: str | None
+    models: dict[str, str | None]
+    local: bool | None
+    headers: dict[str, str]
+    ca_file: Path | None
+    timeouts: dict[TimeoutName, float | None]
+    context: int | None
+
+
+def fill(text: str, environ: Mapping[str, str]) -> str:
+    """The text with `${VAR}` and `${VAR:-default}` filled in; `$${` stands for `${`. An empty variable is an unset one.
+
+    Raises:
+        LookupError: A variable without a default is not set; its argument is the name.
+        ValueError: A `${` is neither of the three.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        if found[0] == "$${":
+            return "${"
+        if not found["name"]:
+            msg = "expected ${NAME} or ${NAME:-default}: write $${ for a ${ that stands for itself"
+            raise ValueError(msg)
+        filled = environ.get(found["name"]) or found["default"]
+        if filled is None:
+            raise LookupError(found["name"])
+        return filled
+
+    return VARIABLE.sub(value, text)
+
+
+def masked(path: KeyPath, value: Any) -> Any:
+    """The value at a key path as anyone may see it: no key, no header, no password of an address."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return {key: masked((*path, key), item) for key, item in value.items()}
+    if SECRET.intersection(path):
+        # A mere reference says where the secret is, not what it is.
+        return value if re.fullmatch(r"\$\{\w+\}", value) else "***"
+    if path[-1] == "base_url":
+        return re.sub(r"(?<=//)[^/]*@", "***@", re.sub(r"\?.*", "?***", value))
+    return value
