@@ -1,1 +1,35 @@
-"""timeline."""
+"""timeline: ask language models, record every event, replay it, know what it cost."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from timeline.cognition.processor import TextFile as TextFile
+    from timeline.cognition.processor import TurnEnd as TurnEnd
+    from timeline.config import Config as Config
+    from timeline.events import Event as Event
+    from timeline.providers.base import Delta as Delta
+    from timeline.runtime import Timeline as Timeline
+
+__version__ = "0.1.0"
+
+__all__ = ["Config", "Delta", "Event", "TextFile", "Timeline", "TurnEnd", "__version__"]
+
+_HOMES = {
+    "Config": "timeline.config",
+    "Delta": "timeline.providers.base",
+    "Event": "timeline.events",
+    "TextFile": "timeline.cognition.processor",
+    "Timeline": "timeline.runtime",
+    "TurnEnd": "timeline.cognition.processor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Importing the package must cost nothing: `timeline --version` imports it too.
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

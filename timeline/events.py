@@ -172,11 +172,13 @@ class MessageRef(Struct, frozen=True, omit_defaults=True):
         ref: Digest of the body in `contents`; None where the body isn't recorded (`--private`).
         call: For an assistant's message that a recorded call streamed: that call's id. Its
             text stands in the call's chunk events and is not stored twice.
+        attachments: Digests of files that are part of the message, in order.
     """
 
     role: str
     ref: str | None = None
     call: str | None = None
+    attachments: tuple[str, ...] = ()
 
 
 class Attachment(Struct, frozen=True, omit_defaults=True):
@@ -346,7 +348,7 @@ class ChunkReceived(EventData, frozen=True):
 
     Args:
         first: Index, within the attempt, of the window's first delta.
-        texts: Each delta's text (for `tool_call`: a fragment of JSON, see `timeline.providers.base`).
+        texts: Each delta's text; for `tool_call` a JSON object of `index`, `id`, `name` and a piece of `arguments`.
         gaps_us: µs since the previous delta; the attempt's first delta counts from the request.
         kind: What the deltas are; a change of kind starts a new event.
         attempt: Which attempt of the call.

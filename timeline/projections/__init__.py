@@ -1,1 +1,233 @@
-""""""
+"""How read models are kept: folded inline with every append, checked against their checkpoint, rebuilt beside themselves.
+
+A projection is a fold: its tables hold nothing that the log doesn't say, so they can be
+dropped and folded again to the same bytes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
+
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, func, literal_column, select
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from timeline.errors import NotFound, StoreTooNew
+from timeline.events import Event
+
+__all__ = ["Projection", "Projections"]
+
+PAGE = 1000
+
+# The store makes these two; to a projection they are names in the same file.
+_log = Table("events", MetaData(), Column("position", Integer, primary_key=True))
+_checkpoints = Table(
+    "projections",
+    MetaData(),
+    Column("name", Text, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("position", Integer, nullable=False),
+)
+
+
+class Projection(ABC):
+    """One read model.
+
+    Attributes:
+        name: Its name, also in the `projections` table.
+        version: Raised whenever the tables or the fold change; the next start folds anew.
+        tables: Its tables, without a schema, each with a primary key.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    tables: ClassVar[tuple[Table, ...]]
+
+    @abstractmethod
+    def apply(self, conn: Connection, event: Event) -> None:
+        """Fold one event, the next in the log; reads and writes nothing but its own tables."""
+
+
+class Projections:
+    """A set of projections that moves along with the log. It is what the store is handed.
+
+    Args:
+        projections: In the order in which they see each event.
+    """
+
+    def __init__(self, projections: Iterable[Projection]) -> None:
+        self._all = tuple(projections)
+
+    # -------------------------------------------------------------- inline
+
+    def apply(self, conn: Connection, events: Sequence[Event]) -> None:
+        """Fold events just inserted, inside their transaction.
+
+        Raises:
+            StoreTooNew: Another process has moved a projection to another release meanwhile.
+        """
+        known = self._checkpoints(conn)
+        folded = []
+        for projection in self._all:
+            version, position = known.get(projection.name, (0, 0))
+            if version != projection.version:
+                msg = f"another release of timeline took over the read model {projection.name!r}: start this one again"
+                raise StoreTooNew(msg)
+            if position != events[0].position - 1:
+                # A release without this projection appended meanwhile; the next start folds what is missing.
+                continue
+            for event in events:
+                projection.apply(conn, event)
+            folded.append(projection)
+        if folded:
+            self._set_checkpoints(conn, folded, events[-1].position)
+
+    # -------------------------------------------------------------- opening
+
+    def is_current(self, conn: Connection) -> bool:
+        """Whether every table is of this release and folded up to the end of the log.
+
+        Raises:
+            StoreTooNew: A newer release of timeline folded them.
+        """
+        head = _head(conn)
+        known = self._checkpoints(conn)
+        for projection in self._all:
+            version, position = known.get(projection.name, (0, 0))
+            if version > projection.version:
+                msg = f"the read model {projection.name!r} was made by a newer version of timeline: update timeline"
+                raise StoreTooNew(msg)
+            if version != projection.version or position != head:
+                return False
+        return True
+
+    def prepare(self, conn: Connection, read: Callable[[int, int], Sequence[Event]]) -> None:
+        """Make what is missing or outdated and fold what it hasn't seen.
+
+        Args:
+            conn: Inside a write transaction.
+            read: Gives up to so many events after a position.
+        """
+        known = self._checkpoints(conn)
+        for projection in self._all:
+            version, position = known.get(projection.name, (0, 0))
+            if version != projection.version:
+                _make(conn, projection)
+                position = 0
+            while events := read(position, PAGE):
+                for event in events:
+                    projection.apply(conn, event)
+                position = events[-1].position
+            self._set_checkpoints(conn, [projection], position)
+
+    # -------------------------------------------------------------- rebuilding
+
+    async def rebuild(
+        self, conn: AsyncConnection, read: Callable[[Connection, int, int], Sequence[Event]], names: Iterable[str] | None
+    ) -> list[str]:
+        """Fold the whole log into temporary tables while others append, then swap them in.
+
+        A process that dies in between leaves nothing: temporary tables end with their connection.
+
+        Args:
+            conn: A connection that may write; no transaction is open on it.
+            read: Gives up to so many events after a position.
+            names: Which; None for all.
+
+        Raises:
+            NotFound: There is no such projection.
+        """
+        chosen = self._chosen(names)
+        await conn.execution_options(deferred=True)
+        await conn.run_sync(_shadow, chosen)
+        await conn.commit()
+        # From here on the bare names mean the temporary tables: SQLite looks there first
+        # (https://sqlite.org/lang_naming.html). Reads of the log are short transactions, and
+        # nothing is written to the file before the swap.
+        position = 0
+        while (seen := await conn.run_sync(_fold_page, chosen, read, position)) > position:
+            position = seen
+            await conn.commit()
+        await conn.rollback()
+        await conn.execution_options(deferred=False)
+        await conn.run_sync(self._swap, chosen, read, position)
+        await conn.commit()
+        return [projection.name for projection in chosen]
+
+    def _swap(
+        self,
+        conn: Connection,
+        chosen: Sequence[Projection],
+        read: Callable[[Connection, int, int], Sequence[Event]],
+        position: int,
+    ) -> None:
+        while (seen := _fold_page(conn, chosen, read, position)) > position:
+            position = seen
+        for projection in chosen:
+            for table in projection.tables:
+                columns = ", ".join(f'"{column.name}"' for column in table.columns)
+                conn.exec_driver_sql(f"DELETE FROM main.{table.name}")
+                conn.exec_driver_sql(
+                    f"INSERT INTO main.{table.name} ({columns}) SELECT {columns} FROM temp.{table.name}"
+                )
+                conn.exec_driver_sql(f"DROP TABLE temp.{table.name}")
+        self._set_checkpoints(conn, chosen, position)
+
+    def _chosen(self, names: Iterable[str] | None) -> list[Projection]:
+        if names is None:
+            return list(self._all)
+        by_name = {projection.name: projection for projection in self._all}
+        chosen = []
+        for name in names:
+            if name not in by_name:
+                msg = f"there is no projection {name!r}: choose from {', '.join(by_name)}"
+                raise NotFound(msg)
+            chosen.append(by_name[name])
+        return chosen
+
+    # -------------------------------------------------------------- checkpoints
+
+    @staticmethod
+    def _checkpoints(conn: Connection) -> dict[str, tuple[int, int]]:
+        return {row.name: (row.version, row.position) for row in conn.execute(select(_checkpoints))}
+
+    @staticmethod
+    def _set_checkpoints(conn: Connection, projections: Iterable[Projection], position: int) -> None:
+        statement = insert(_checkpoints)
+        statement = statement.on_conflict_do_update(
+            index_elements=["name"],
+            set_={"version": statement.excluded.version, "position": statement.excluded.position},
+        )
+        rows = [{"name": item.name, "version": item.version, "position": position} for item in projections]
+        conn.execute(statement, rows)
+
+
+def _head(conn: Connection) -> int:
+    return conn.execute(select(func.coalesce(func.max(_log.c.position), literal_column("0")))).scalar_one()
+
+
+def _make(conn: Connection, projection: Projection) -> None:
+    for table in projection.tables:
+        table.drop(conn, checkfirst=True)
+        table.create(conn)
+
+
+def _shadow(conn: Connection, chosen: Sequence[Projection]) -> None:
+    for projection in chosen:
+        for table in projection.tables:
+            table.to_metadata(MetaData(), schema="temp").create(conn)
+
+
+def _fold_page(
+    conn: Connection,
+    chosen: Sequence[Projection],
+    read: Callable[[Connection, int, int], Sequence[Event]],
+    position: int,
+) -> int:
+    events = read(conn, position, PAGE)
+    for event in events:
+        for projection in chosen:
+            projection.apply(conn, event)
+    return events[-1].position if events else position

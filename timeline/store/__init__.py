@@ -1,1 +1,380 @@
-""""""
+"""The append-only event store: one file, many processes, nothing lost.
+
+`EventStore` is all that others use; what lies behind it (tables, pragmas, the writer, the
+hash chain) stays in this package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
+
+from msgspec import Struct
+from sqlalchemy import Connection, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from timeline.errors import NotATimelineStore, NotFound, StoreReadOnly, StoreTooNew
+from timeline.events import Event, NewEvent, decode
+from timeline.store import integrity, schema, sqlite
+from timeline.store.integrity import Verification, forgotten_digest, is_alive, this_process
+from timeline.store.sqlite import Synchronous, mapped_errors
+from timeline.store.writer import Decide, Writer, content_digest
+
+__all__ = [
+    "EventStore",
+    "ReadModels",
+    "Stats",
+    "Synchronous",
+    "Verification",
+    "content_digest",
+    "is_alive",
+    "this_process",
+]
+
+T = TypeVar("T")
+PAGE = 1000
+
+
+class ReadModels(Protocol):
+    """The projections as the store is handed them."""
+
+    def is_current(self, conn: Connection) -> bool:
+        """Whether every table is there, of this release, and folded up to the log's end."""
+
+    def prepare(self, conn: Connection, read: Callable[[int, int], Sequence[Event]]) -> None:
+        """Make tables that are missing or outdated, and fold what they have not seen."""
+
+    def apply(self, conn: Connection, events: Sequence[Event]) -> None:
+        """Fold events just inserted, in the same transaction."""
+
+    async def rebuild(
+        self, conn: AsyncConnection, read: Callable[[Connection, int, int], Sequence[Event]], names: Iterable[str] | None
+    ) -> list[str]:
+        """Fold the whole log anew beside the old tables, then swap; the names of what was rebuilt."""
+
+
+class Stats(Struct, frozen=True):
+    """Sizes and versions of a store, for people and bug reports."""
+
+    path: str
+    events: int
+    sessions: int
+    contents: int
+    file_bytes: int
+    wal_bytes: int
+    schema: str
+    sqlite_version: str
+    synchronous: str
+    checkpoint_safe: bool
+
+
+class EventStore:
+    """Opened by `EventStore.open`; every method may be used by any number of tasks at once."""
+
+    def __init__(self, path: Path, models: ReadModels, reader: AsyncEngine, synchronous: Synchronous) -> None:
+        self.path = path
+        self._models = models
+        self._reader = reader
+        self._synchronous = synchronous
+        self._write_engine: AsyncEngine | None = None
+        self._writer: Writer | None = None
+
+    # -------------------------------------------------------------- opening and closing
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, path: Path, models: ReadModels, *, synchronous: Synchronous = "full", read_only: bool = False
+    ) -> AsyncIterator[EventStore]:
+        """Open the store, making or migrating the file first where that is needed.
+
+        Args:
+            path: The database file.
+            models: The projections to bring along with every append.
+            synchronous: When a commit is durable: `full` survives a power cut, `normal` a crash of the process.
+            read_only: Never write, not even what a reader of a live file writes; for a folder that can't be
+                written.
+
+        Raises:
+            NotATimelineStore: The file is something else.
+            StoreTooNew: A newer release wrote it.
+            StoreReadOnly: It can't be written, and `read_only` is False.
+            NotFound: There is no file, and `read_only` is True.
+        """
+        with mapped_errors(path):
+            revision = _look(path)
+            if read_only and revision != schema.HEAD:
+                msg = f"there is no store of this version at {path}: run 'timeline ask' where it can be written"
+                raise NotFound(msg)
+            if revision != schema.HEAD:
+                await asyncio.to_thread(_make_ready, path, models, synchronous)
+        mode: Literal["read", "immutable"] = "immutable" if read_only else "read"
+        store = cls(path, models, sqlite.engine(path, synchronous=synchronous, mode=mode), synchronous)
+        try:
+            if not read_only:
+                if not await store.query(models.is_current):
+                    await asyncio.to_thread(_make_ready, path, models, synchronous)
+                store._write_engine = sqlite.engine(path, synchronous=synchronous, mode="write")
+                store._writer = Writer(path, store._write_engine, models)
+            yield store
+        finally:
+            # Whoever is cancelled here has been promised that what it enqueued is written.
+            await asyncio.shield(store._close())
+
+    async def _close(self) -> None:
+        await self._reader.dispose()
+        try:
+            if self._writer is not None:
+                await self._writer.close()
+        finally:
+            if self._write_engine is not None:
+                await self._write_engine.dispose()
+
+    # -------------------------------------------------------------- writing
+
+    async def append(
+        self, events: Sequence[NewEvent], *, contents: Sequence[str | bytes] = (), expected_version: int | None = None
+    ) -> list[Event]:
+        """Append a batch, all or nothing; returns after COMMIT.
+
+        Args:
+            events: New facts. If all their ids are recorded with the same bodies, nothing is written.
+            contents: Bodies the events refer to by `content_digest`.
+            expected_version: The version each of their sessions must be at before.
+
+        Returns:
+            The events as recorded.
+
+        Raises:
+            VersionConflict: Someone else appended first.
+            IdempotencyConflict: An id is recorded with another body, or only a part of the batch is recorded.
+            StoreError: The file can't be written (full, read-only, busy, damaged).
+        """
+        return await asyncio.shield(self.enqueue(events, contents=contents, expected_version=expected_version))
+
+    def enqueue(
+        self, events: Sequence[NewEvent], *, contents: Sequence[str | bytes] = (), expected_version: int | None = None
+    ) -> asyncio.Future[list[Event]]:
+        """As `append`, without waiting: what is enqueued first is committed first."""
+        return self._require_writer().enqueue(lambda _conn: events, contents, expected_version)
+
+    async def append_when(self, decide: Decide, *, contents: Sequence[str | bytes] = ()) -> list[Event]:
+        """Decide what to append inside the write transaction, so that no other process comes in between.
+
+        Args:
+            decide: Reads the read models through the connection and returns the events; what it raises is raised
+                here, and nothing is written.
+            contents: As for `append`.
+        """
+        return await asyncio.shield(self._require_writer().enqueue(decide, contents))
+
+    def _require_writer(self) -> Writer:
+        if self._writer is None:
+            msg = f"the store {self.path} can't be written: choose another place with TIMELINE_HOME"
+            raise StoreReadOnly(msg)
+        return self._writer
+
+    # -------------------------------------------------------------- reading
+
+    async def query(self, read: Callable[[Connection], T]) -> T:
+        """Run one short read transaction.
+
+        Args:
+            read: Gets a connection that can't write; waits for nothing but the file.
+        """
+        with mapped_errors(self.path):
+            async with self._reader.connect() as conn:
+                return await conn.run_sync(read)
+
+    async def read(
+        self, *, session_id: str | None = None, call_id: str | None = None, after: int = 0, until: int | None = None
+    ) -> AsyncIterator[Event]:
+        """Events in the order of the log, in pages, each its own short transaction.
+
+        Args:
+            session_id: Only this session's.
+            call_id: Only this call's; give `session_id` or `after` and `until` too, there is no index on calls.
+            after: Only those of a higher position.
+            until: Only those up to this position.
+        """
+        while True:
+            events = await self.query(lambda conn, start=after: _read(conn, start, PAGE, session_id, call_id, until))  # type: ignore[misc]
+            for event in events:
+                yield event
+            if len(events) < PAGE:
+                return
+            after = events[-1].position
+
+    async def contents(self, digests: Iterable[str]) -> dict[str, str | bytes]:
+        """Bodies by digest; what was forgotten or never recorded is left out."""
+        wanted = set(digests)
+        table = schema.contents
+        return await self.query(
+            lambda conn: {row.digest: row.body for row in conn.execute(select(table).where(table.c.digest.in_(wanted)))}
+        )
+
+    # -------------------------------------------------------------- care
+
+    async def verify(self) -> Verification:
+        """Check every event's position, version and digest, the file, the triggers and the contents."""
+        check, after = integrity.Check(), 0
+        while rows := await self.query(lambda conn, start=after: integrity.page(conn, start)):  # type: ignore[misc]
+            if (found := check.follow(rows)) is not None:
+                return found
+            after = rows[-1].header[0]
+        if damage := await self.query(integrity.damaged_file):
+            return check.result(damage)
+        if digest := await self.query(integrity.damaged_content):
+            return check.result(f"the body {digest} in contents is not what was recorded")
+        return check.result()
+
+    async def rebuild(self, names: Iterable[str] | None = None) -> list[str]:
+        """Fold projections anew from the log while others append, then swap them in.
+
+        Args:
+            names: Which; all by default.
+        """
+        writer = self._require_writer()
+        rebuilding = sqlite.engine(self.path, synchronous=self._synchronous, mode="write")
+        try:
+            async with writer.exclusive():
+                with mapped_errors(self.path):
+                    async with rebuilding.connect() as conn:
+                        return await self._models.rebuild(conn, _read, names)
+        finally:
+            await rebuilding.dispose()
+
+    async def forget(self, session_id: str, closing: Callable[[int], NewEvent]) -> int:
+        """Remove a session's bodies from every page of the file; digests, totals and the chain stay.
+
+        Args:
+            session_id: Whose.
+            closing: Makes the `session.redacted` event to append, from the number of tombstones.
+
+        Returns:
+            How many events are tombstones now.
+        """
+        forgotten = 0
+
+        def decide(conn: Connection) -> Sequence[NewEvent]:
+            nonlocal forgotten
+            forgotten = integrity.redact(conn, session_id)
+            return [closing(forgotten)]
+
+        await self.append_when(decide)
+        await self.rebuild()
+        writer = self._require_writer()
+        async with writer.exclusive():
+            with mapped_errors(self.path):
+                assert self._write_engine is not None
+                await sqlite.vacuum(self._write_engine)
+                await sqlite.truncate_wal(self._write_engine, wait_seconds=sqlite.BUSY_TIMEOUT_SECONDS)
+        return forgotten
+
+    async def backup(self, target: Path) -> None:
+        """Copy the store to a new file while others write."""
+        await asyncio.to_thread(integrity.copy, self.path, target)
+
+    async def stats(self) -> Stats:
+        """Sizes and versions."""
+
+        def count(conn: Connection) -> tuple[int, int, int]:
+            table = schema.events
+            events = conn.execute(select(func.max(table.c.position))).scalar() or 0
+            sessions = conn.execute(select(func.count(func.distinct(table.c.session_id)))).scalar() or 0
+            bodies = conn.execute(select(func.count()).select_from(schema.contents)).scalar() or 0
+            return events, sessions, bodies
+
+        events, sessions, bodies = await self.query(count)
+        return Stats(
+            path=str(self.path),
+            events=events,
+            sessions=sessions,
+            contents=bodies,
+            file_bytes=self.path.stat().st_size,
+            wal_bytes=sqlite.wal_size(self.path),
+            schema=schema.HEAD,
+            sqlite_version=sqlite3.sqlite_version,
+            synchronous=self._synchronous,
+            checkpoint_safe=sqlite.checkpoints_are_safe(sqlite3.sqlite_version_info),
+        )
+
+
+# ------------------------------------------------------------------ reading rows
+
+
+def _read(
+    conn: Connection,
+    after: int,
+    limit: int,
+    session_id: str | None = None,
+    call_id: str | None = None,
+    until: int | None = None,
+) -> list[Event]:
+    table = schema.events
+    query = select(table).where(table.c.position > after).order_by(table.c.position).limit(limit)
+    if session_id is not None:
+        query = query.where(table.c.session_id == session_id)
+    if call_id is not None:
+        query = query.where(table.c.call_id == call_id)
+    if until is not None:
+        query = query.where(table.c.position <= until)
+    return [
+        Event(*row[:10], None if forgotten_digest(row.data.encode()) else decode(row.type, row.v, row.data), row.digest)
+        for row in conn.execute(query)
+    ]
+
+
+# ------------------------------------------------------------------ making the file ready
+
+
+def _look(path: Path) -> str | None:
+    """The file's schema revision; None for an empty or missing file.
+
+    Raises:
+        NotATimelineStore, StoreTooNew: As `EventStore.open`.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    with sqlite.plain(path) as conn:
+        (application_id,) = conn.execute("PRAGMA application_id").fetchone()
+        tables = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if application_id != schema.APPLICATION_ID:
+            if tables == 0:
+                return None
+            msg = f"{path} is not a timeline store: move it away, or choose another with TIMELINE_HOME"
+            raise NotATimelineStore(msg)
+        (revision,) = conn.execute("SELECT version_num FROM alembic_version").fetchone()
+    if revision > schema.HEAD:
+        msg = f"{path} was written by a newer version of timeline (schema {revision}, this one knows {schema.HEAD}): update timeline"
+        raise StoreTooNew(msg)
+    return str(revision)
+
+
+def _make_ready(path: Path, models: ReadModels, synchronous: Synchronous) -> None:
+    """Bring file and projections to this release, whoever else starts at the same moment."""
+    sqlite.create_file(path)
+    with mapped_errors(path), sqlite.start_lock(path):
+        revision = _look(path)
+        if revision is not None and revision != schema.HEAD:
+            _migrate(path)
+        with sqlite.connect(path, synchronous=synchronous) as conn:
+            if revision is None:
+                schema.create(conn)
+                schema.stamp(conn)
+            models.prepare(conn, lambda after, limit: _read(conn, after, limit))
+
+
+def _migrate(path: Path) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "timeline_migrations:")
+    config.set_main_option("path_separator", "os")
+    config.attributes["path"] = path
+    command.upgrade(config, "head")

@@ -1,0 +1,5 @@
+"""`python -m timeline_cli`."""
+
+from timeline_cli import main
+
+main()

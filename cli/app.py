@@ -1,0 +1,132 @@
+"""The commands and what surrounds each: errors become one sentence and an exit code, signals are recorded, pipes may close."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+import timeline
+from timeline.errors import TimelineError, UsageError
+from timeline_cli import output
+
+T = TypeVar("T")
+
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 128 + signal.SIGPIPE
+
+class _Commands(TyperGroup):
+    """All commands; a reader that has enough ends any of them silently."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_PIPE) from None
+        return result
+
+
+app = typer.Typer(
+    name="timeline",
+    cls=_Commands,
+    help="Ask language models; every event of every call is recorded, and can be replayed and accounted for.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
+    if value:
+        sys.stdout.write(f"timeline {timeline.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[  # noqa: ARG001  handled by its callback
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _register() -> None:
+    from timeline_cli import ask, replay, report, sessions, store
+
+    app.command("ask")(ask.ask)
+    app.command("replay")(replay.replay)
+    app.command("report")(report.report)
+    app.add_typer(sessions.app, name="sessions")
+    app.add_typer(store.app, name="store")
+
+
+def run() -> int:
+    """Run the command that `sys.argv` names.
+
+    Returns:
+        The exit code, as the table in README.md says.
+    """
+    output.json_errors("--json" in sys.argv)
+    _register()
+    try:
+        code = app(standalone_mode=False)
+    except TimelineError as exc:
+        return output.fail(exc)
+    except typer.Abort:
+        return EXIT_INTERRUPTED
+    except TyperException as exc:
+        return _misused(exc)
+    return code if isinstance(code, int) else 0
+
+
+def _misused(exc: TyperException) -> int:
+    """Say what was wrong with the command line; a bare command group shows its help instead."""
+    message = exc.format_message().replace("Value error, ", "")
+    if not message:
+        # A bare command group has shown its help.
+        return UsageError.exit_code
+    context = getattr(exc, "ctx", None)
+    command = context.command_path if context else "timeline"
+    return output.fail(UsageError(f"{message.rstrip('.')}: see '{command} --help'"))
+
+
+def wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine. SIGINT cancels it; SIGTERM and SIGHUP too, as a closed output would.
+
+    Raises:
+        KeyboardInterrupt: It was interrupted, and has recorded that.
+        typer.Exit: It was ended by SIGTERM or SIGHUP, and has recorded that.
+    """
+    ended_by = 0
+
+    async def main() -> T:
+        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+
+        def end(number: int) -> None:
+            nonlocal ended_by
+            ended_by = number
+            if task is not None:
+                task.cancel("closed")
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, end, number)
+        return await work
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        raise typer.Exit(128 + ended_by) from None

@@ -1,0 +1,258 @@
+"""`timeline ask`: the answer to stdout as it comes, all else to stderr, everything to the log."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from timeline.errors import NotFound, TimelineError, UsageError
+from timeline_cli import output
+
+if TYPE_CHECKING:
+    from timeline.cognition.processor import TextFile, TurnEnd
+    from timeline.events import Event
+
+__all__ = ["ask"]
+
+
+def ask(  # noqa: PLR0913  these are the options
+    words: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to ask; `-` reads it from standard input.")] = None,
+    *,
+    model: Annotated[str | None, typer.Option("--model", "-m", metavar="PROVIDER:MODEL", help="Which model to ask.")] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")] = None,
+    files: Annotated[list[Path] | None, typer.Option("--file", "-f", metavar="FILE", help="A text file to go with the prompt; repeatable.")] = None,
+    go_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last session.")] = False,
+    session: Annotated[str | None, typer.Option("--session", metavar="SESSION", help="Go on with this one: id, unique prefix, title or `last`.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0, max=2, help="Sampling temperature.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens to answer with.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="For repeatable sampling, where the provider has it.")] = None,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Ask for the answer in one piece.")] = False,
+    direct: Annotated[bool, typer.Option("--direct", help="One call, no cognition steps (the default for now).")] = True,  # noqa: ARG001
+    private: Annotated[bool, typer.Option("--private", help="Record tokens, times and cost, but nothing that was said.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Don't render Markdown on a terminal.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No usage line, no progress, no reasoning.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    as_events: Annotated[bool, typer.Option("--events", help="Print the events as JSON lines while they are recorded.")] = False,
+) -> None:
+    """Ask a model. Every event of the call is recorded before you see its result.
+
+    Example: [bold]timeline ask "Why is the sky blue?"[/bold]
+    """
+    from timeline_cli.app import wait_for
+
+    if as_json and as_events:
+        msg = "--json prints one object and --events a line an event: choose one"
+        raise UsageError(msg)
+    if go_on and session:
+        msg = f"--continue means the last session and --session {session}: choose one"
+        raise UsageError(msg)
+    prompt = _prompt(words or [])
+    attached = tuple(_text_file(path) for path in files or [])
+    shown = _Json() if as_json else _Events() if as_events else _Answer(plain=plain, quiet=quiet)
+    end = wait_for(
+        _ask(
+            shown,
+            prompt,
+            model=model,
+            session="last" if go_on else session,
+            system=system,
+            files=attached,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            stream=not no_stream,
+            private=private,
+            quiet=quiet,
+        )
+    )
+    if end.error is not None:
+        if not as_json:
+            output.fail(end.error)
+        raise typer.Exit(end.error.exit_code)
+
+
+async def _ask(shown: _Shown, prompt: str, *, quiet: bool, **options: object) -> TurnEnd:
+    from timeline.cognition.processor import TurnEnd
+    from timeline.events import Event
+    from timeline.runtime import Timeline
+    from timeline_cli.progress import Fetching
+
+    with Fetching(quiet=quiet) as fetching:
+        async with Timeline.open(progress=fetching) as timeline:
+            try:
+                async with aclosing(timeline.ask(prompt, **options)) as items:  # type: ignore[arg-type]
+                    async for item in items:
+                        if isinstance(item, TurnEnd):
+                            end = item
+                        elif isinstance(item, Event):
+                            shown.event(item)
+                        else:
+                            shown.delta(item)
+            finally:
+                shown.stop()
+            shown.end(end)
+            return end
+
+
+# ------------------------------------------------------------------ what is asked
+
+
+def _prompt(words: list[str]) -> str:
+    """The prompt from arguments and standard input; what is piped in stands before the words."""
+    text = " ".join(word for word in words if word != "-").strip()
+    piped = ""
+    if "-" in words or _has_input(text):
+        try:
+            piped = sys.stdin.read().strip()
+        except UnicodeDecodeError as exc:
+            msg = "standard input is not UTF-8 text: convert it, or attach a text file with -f"
+            raise UsageError(msg) from exc
+    return "\n\n".join(part for part in (piped, text) if part)
+
+
+def _has_input(text: str) -> bool:
+    """Whether something other than a person stands behind standard input."""
+    if sys.stdin is None or sys.stdin.closed:
+        return False
+    if sys.stdin.isatty():
+        if not text:
+            msg = "there is nothing to ask: give a prompt as an argument or on standard input"
+            raise UsageError(msg)
+        return False
+    return True
+
+
+def _text_file(path: Path) -> TextFile:
+    from timeline.cognition.processor import TextFile
+
+    try:
+        return TextFile(path.name, path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        msg = f"there is no file {path}: check the path after -f"
+        raise NotFound(msg) from exc
+    except UnicodeDecodeError as exc:
+        msg = f"{path} is not a text file (UTF-8): only text can be attached"
+        raise UsageError(msg) from exc
+    except OSError as exc:
+        msg = f"{path} can't be read ({exc.strerror}): check the path after -f"
+        raise UsageError(msg) from exc
+
+
+# ------------------------------------------------------------------ what is shown
+
+
+class _Shown:
+    """One way to show a turn while it happens; this one keeps what it needs for the end."""
+
+    def __init__(self) -> None:
+        self.seen: list[Event] = []
+
+    def event(self, event: Event) -> None:
+        """An event was committed."""
+        self.seen.append(event)
+
+    def delta(self, delta: object) -> None:
+        """A piece of the answer came."""
+
+    def stop(self) -> None:
+        """Nothing more comes, for whatever reason."""
+
+    def end(self, end: TurnEnd) -> None:
+        """The turn has ended."""
+
+
+class _Json(_Shown):
+    def end(self, end: TurnEnd) -> None:
+        from timeline.projections.blocks import fold
+        from timeline_cli.shapes import turn_object
+
+        session = fold(self.seen)
+        value = turn_object(session.session_id, session.turns[-1])
+        # A private turn's text is not in its events.
+        value["answer"] = end.text
+        if isinstance(end.error, TimelineError):
+            value["error"] = {**value.get("error", {}), "kind": end.error.kind, "message": str(end.error), "exit_code": end.error.exit_code}
+        output.emit_json(value)
+
+
+class _Events(_Shown):
+    def event(self, event: Event) -> None:
+        from timeline_cli.shapes import event_object
+
+        output.emit_json(event_object(event), indent=0)
+
+
+class _Answer(_Shown):
+    """The answer's text on stdout; waiting, reasoning and the usage line on stderr."""
+
+    def __init__(self, *, plain: bool, quiet: bool) -> None:
+        super().__init__()
+        self._quiet = quiet
+        self._last = "\n"
+        self._reasoning = False
+        self._markdown = None
+        self._waiting = None
+        if sys.stdout.isatty() and not plain:
+            from timeline_cli.markdown import StreamingMarkdown
+
+            self._markdown = StreamingMarkdown(output.stdout())
+
+    def event(self, event: Event) -> None:
+        from timeline.events import RequestSent
+
+        super().event(event)
+        if isinstance(event.data, RequestSent) and not self._quiet and output.stderr().is_terminal:
+            self._waiting = output.stderr().status(f"[dim]{event.data.provider}:{event.data.model}[/dim]")
+            self._waiting.start()
+
+    def delta(self, delta: object) -> None:
+        from timeline.providers.base import Delta
+
+        if not isinstance(delta, Delta) or delta.kind == "tool_call":
+            return
+        self._stop_waiting()
+        if delta.kind == "reasoning":
+            if not self._quiet:
+                output.stderr().print(delta.text, style="dim", end="", markup=False, soft_wrap=True)
+                self._reasoning = True
+            return
+        self._end_reasoning()
+        if self._markdown is not None:
+            self._markdown.feed(delta.text)
+            return
+        sys.stdout.write(delta.text)
+        sys.stdout.flush()
+        self._last = delta.text[-1:] or self._last
+
+    def stop(self) -> None:
+        self._stop_waiting()
+        self._end_reasoning()
+        if self._markdown is not None:
+            self._markdown.close()
+        elif self._last != "\n":
+            self._last = "\n"
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+    def end(self, end: TurnEnd) -> None:
+        if self._quiet:
+            return
+        from timeline.projections.blocks import fold
+        from timeline_cli.blocks import usage_line
+
+        session = fold(self.seen)
+        output.notice(usage_line(session.turns[-1], session.session_id))
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.stop()
+            self._waiting = None
+
+    def _end_reasoning(self) -> None:
+        if self._reasoning:
+            output.stderr().print()
+            self._reasoning = False

@@ -1,0 +1,110 @@
+"""What goes where: answers and data to stdout, everything else to stderr; JSON with `schema_version`; errors in one sentence."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from timeline.errors import TimelineError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["emit_json", "fail", "json_errors", "notice", "seconds", "stderr", "stdout", "table_csv", "usd", "when"]
+
+SCHEMA_VERSION = 1
+
+_as_json = False
+
+
+@functools.cache
+def stdout() -> Console:
+    """The console for what was asked for."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+@functools.cache
+def stderr() -> Console:
+    """The console for everything else."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def notice(text: str) -> None:
+    """A line on stderr, dimmed on a terminal."""
+    from rich.text import Text
+
+    stderr().print(Text(text, style="dim"), soft_wrap=True)
+
+
+def json_errors(wanted: bool) -> None:  # noqa: FBT001  the value of a --json flag
+    """From now on an error is also an object on stdout."""
+    global _as_json  # noqa: PLW0603  one process is one command
+    _as_json = wanted
+
+
+def fail(exc: TimelineError) -> int:
+    """Say what went wrong; the exit code it means."""
+    if _as_json:
+        emit_json({"error": {"kind": exc.kind, "message": str(exc), "exit_code": exc.exit_code}})
+    else:
+        from rich.text import Text
+
+        stderr().print(Text.assemble(("Error: ", "bold red"), str(exc)), soft_wrap=True)
+    return exc.exit_code
+
+
+def emit_json(value: Mapping[str, Any], *, indent: int = 2) -> None:
+    """One JSON object on stdout; `indent` 0 for a line of its own."""
+    text = msgspec.json.encode({"schema_version": SCHEMA_VERSION, **value})
+    if indent:
+        text = msgspec.json.format(text, indent=indent)
+    sys.stdout.write(text.decode() + "\n")
+    if not indent:
+        sys.stdout.flush()
+
+
+def table_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Rows as CSV on stdout."""
+    writer = csv.writer(sys.stdout, lineterminator=os.linesep)
+    writer.writerow(header)
+    writer.writerows(rows)
+
+
+# ------------------------------------------------------------------ values for people
+
+
+def seconds(microseconds: int | None) -> str:
+    """A duration, short: `0.3s`, `12s`, `2m05s`."""
+    if microseconds is None:
+        return "?"
+    value = microseconds / 1_000_000
+    if value < 9.95:  # noqa: PLR2004
+        return f"{value:.1f}s"
+    if value < 60:  # noqa: PLR2004
+        return f"{value:.0f}s"
+    return f"{int(value) // 60}m{int(value) % 60:02d}s"
+
+
+def usd(nano: int) -> str:
+    """An amount, with as many digits as it needs: `$0.00042`, `$1.25`."""
+    value = nano / 1_000_000_000
+    if value == 0 or value >= 0.995:  # noqa: PLR2004
+        return f"${value:.2f}"
+    return f"${value:.2g}" if value >= 0.0001 else f"${value:.7f}".rstrip("0")  # noqa: PLR2004
+
+
+def when(microseconds: int) -> str:
+    """An instant in this machine's time zone: `2026-11-22 14:03`."""
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(microseconds / 1_000_000, UTC).astimezone().strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,138 @@
+"""`timeline sessions`: which there are, one in full, another title, and forgetting what was said."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from timeline.errors import UsageError
+from timeline_cli import output
+
+__all__ = ["app"]
+
+app = typer.Typer(help="List, show, rename and forget sessions.", no_args_is_help=True)
+
+SESSION = typer.Argument(metavar="SESSION", help="Id, unique prefix, title, or `last`.")
+
+
+@app.command("list")
+def list_(
+    *,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Show so many; 0 shows all.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """List sessions, the one used last first."""
+    from timeline_cli.app import wait_for
+    from timeline_cli.opening import looking
+
+
+    async def rows() -> list[SessionRow]:
+        async with looking() as timeline:
+            return await timeline.sessions(limit or None)
+
+    from timeline.projections.blocks import SessionRow
+
+    found = wait_for(rows())
+    if as_json:
+        from timeline_cli.shapes import sessions_object
+
+        output.emit_json(sessions_object(found))
+        return
+    if as_csv:
+        output.table_csv(SessionRow.__struct_fields__, [[getattr(row, name) for name in SessionRow.__struct_fields__] for row in found])
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("session", no_wrap=True)
+    table.add_column("last used", no_wrap=True)
+    table.add_column("turns", justify="right")
+    table.add_column("title", overflow="ellipsis", no_wrap=True)
+    # Ids made within the same seconds share their head: show as much as tells them apart.
+    shown = _distinct([row.id for row in found])
+    for row in found:
+        table.add_row(row.id[:shown], output.when(row.last_at), str(row.turns), row.title or "–")
+    output.stdout().print(table)
+
+
+@app.command()
+def show(
+    session: Annotated[str, SESSION],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show a session: its title, when it began, and every turn."""
+    from timeline_cli.app import wait_for
+    from timeline_cli.opening import looking
+
+
+    async def load() -> tuple[Session, dict[str, str | bytes]]:
+        async with looking() as timeline:
+            found = await timeline.session(session)
+            return found, await timeline.bodies(found)
+
+    from timeline.projections.blocks import Session
+
+    found, bodies = wait_for(load())
+    if as_json:
+        from timeline_cli.shapes import session_object
+
+        output.emit_json(session_object(found, bodies))
+        return
+    from rich.text import Text
+
+    from timeline_cli.blocks import draw_turn
+
+    console = output.stdout()
+    console.print(Text(f"{found.session_id}  {output.when(found.started_at)}  {found.title or ''}", style="bold"), soft_wrap=True)
+    for turn in found.turns:
+        console.print()
+        draw_turn(console, turn, bodies)
+
+
+@app.command()
+def rename(session: Annotated[str, SESSION], title: Annotated[str, typer.Argument(help="What to call it.")]) -> None:
+    """Give a session another title; commands take it as its name."""
+    from timeline.runtime import Timeline
+    from timeline_cli.app import wait_for
+
+    if not title.strip():
+        msg = "a title has at least one character: give one"
+        raise UsageError(msg)
+
+    async def work() -> None:
+        async with Timeline.open() as timeline:
+            await timeline.rename(session, title)
+
+    wait_for(work())
+
+
+@app.command()
+def forget(
+    session: Annotated[str, SESSION],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask first.")] = False,
+) -> None:
+    """Remove what was said in a session from the file for good; what it used and cost stays."""
+    from timeline.runtime import Timeline
+    from timeline_cli.app import wait_for
+
+    async def work() -> int:
+        async with Timeline.open() as timeline:
+            found = await timeline.session(session)
+            if not yes:
+                typer.confirm(f"Forget what was said in {found.session_id} ({found.title or 'no title'})?", abort=True, err=True)
+            return await timeline.forget(found.session_id)
+
+    output.notice(f"{wait_for(work())} events lost their text; tokens and cost stay")
+
+
+def _distinct(ids: list[str]) -> int:
+    """How many characters tell all ids apart; at least the 13 of an id's time."""
+    length = 13
+    while length < 36 and len({value[:length] for value in ids}) < len(ids):  # noqa: PLR2004
+        length += 1
+    return length

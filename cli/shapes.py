@@ -1,0 +1,155 @@
+"""The JSON that other programs may rely on: snake_case names, additions only (docs/json.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from timeline.events import Cost, Event, Usage
+from timeline.projections.blocks import Attempt, Session, SessionRow, Step, Turn
+from timeline.projections.usage import ReportRow
+
+__all__ = ["event_object", "report_object", "session_object", "sessions_object", "turn_object"]
+
+NANO = 1_000_000_000
+
+
+def _seconds(microseconds: int | None) -> float | None:
+    return None if microseconds is None else microseconds / 1_000_000
+
+
+def _usage(attempts: list[Attempt]) -> dict[str, Any]:
+    total = {name: 0 for name in Usage.__struct_fields__}
+    sources = {attempt.usage_source for attempt in attempts if attempt.usage is not None}
+    for attempt in attempts:
+        for name in total:
+            total[name] += getattr(attempt.usage, name) if attempt.usage else 0
+    # One estimate makes the sum an estimate.
+    source = next((name for name in ("estimated", "provider") if name in sources), "none")
+    return {**total, "source": source}
+
+
+def _cost(attempts: list[Attempt]) -> dict[str, Any]:
+    costs = [attempt.cost for attempt in attempts if attempt.cost is not None]
+    return {"state": _cost_state(costs), "usd": _usd(costs)}
+
+
+def _cost_state(costs: list[Cost]) -> str | None:
+    states = {cost.state for cost in costs}
+    return next((state for state in ("unpriced", "priced", "free") if state in states), None)
+
+
+def _usd(costs: list[Cost]) -> float | None:
+    state = _cost_state(costs)
+    if state in (None, "unpriced"):
+        return None
+    return sum(cost.nano_usd or 0 for cost in costs) / NANO
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "provider": attempt.provider,
+        "model": attempt.model,
+        "outcome": attempt.state,
+        "error": msgspec.to_builtins(attempt.error) if attempt.error else None,
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    last = step.attempts[-1] if step.attempts else None
+    return {
+        "kind": step.kind,
+        "state": step.state,
+        "provider": last.provider if last else None,
+        "model": last.model if last else None,
+        "tools": [],
+        "usage": _usage(step.attempts),
+        "cost": _cost(step.attempts),
+    }
+
+
+def turn_object(session_id: str, turn: Turn) -> dict[str, Any]:
+    """One turn, as `ask --json` prints it."""
+    attempts = [attempt for step in turn.steps for attempt in step.attempts]
+    answer = turn.answer
+    value = {
+        "session_id": session_id,
+        "turn_id": turn.turn_id,
+        "answer": answer.text if answer else "",
+        "provider": answer.provider if answer else None,
+        "model": answer.model if answer else None,
+        "finish_reason": answer.finish_reason if answer else None,
+        "usage": _usage(attempts),
+        "cost": _cost(attempts),
+        "time_to_first_token_seconds": _seconds(answer.time_to_first_token_us) if answer else None,
+        "duration_seconds": _seconds(turn.duration_us),
+        "steps": [_step(step) for step in turn.steps],
+        "attempts": [_attempt(attempt) for attempt in attempts],
+    }
+    if turn.error:
+        value["error"] = msgspec.to_builtins(turn.error)
+    return value
+
+
+def session_object(session: Session, bodies: Mapping[str, str | bytes]) -> dict[str, Any]:
+    """A whole session, as `replay --json` and `sessions show --json` print it."""
+    return {
+        "session_id": session.session_id,
+        "title": session.title,
+        "started_at": _seconds(session.started_at),
+        "turns": [
+            {
+                **turn_object(session.session_id, turn),
+                "state": turn.state,
+                "prompt": bodies.get(turn.prompt or ""),
+                "system": bodies.get(turn.system or ""),
+                "attachments": [{"name": item.name, "size": item.size} for item in turn.attachments],
+                "started_at": _seconds(turn.started_at),
+            }
+            for turn in session.turns
+        ],
+    }
+
+
+def event_object(event: Event) -> dict[str, Any]:
+    """One event, as `--events` prints it on a line."""
+    value = {name: getattr(event, name) for name in Event.__struct_fields__ if name != "data"}
+    value["data"] = msgspec.to_builtins(event.data) if event.data else None
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def report_object(by: str, rows: list[ReportRow], totals: ReportRow) -> dict[str, Any]:
+    """What `report --json` prints."""
+    return {
+        "rows": [{by: row.group, **_sums(row)} for row in rows],
+        "totals": _sums(totals),
+    }
+
+
+def _sums(row: ReportRow) -> dict[str, Any]:
+    value = {
+        name: getattr(row, name)
+        for name in ReportRow.__struct_fields__
+        if name not in {"group", "nano_usd"}
+    }
+    known = row.nano_usd or not row.unpriced
+    state = "unpriced" if row.unpriced else "priced" if row.nano_usd else "free" if row.free else None
+    return {**value, "cost_usd": row.nano_usd / NANO if known else None, "cost_state": state}
+
+
+def sessions_object(rows: list[SessionRow]) -> dict[str, Any]:
+    """What `sessions list --json` prints."""
+    return {
+        "sessions": [
+            {
+                "id": row.id,
+                "title": row.title,
+                "turns": row.turns,
+                "started_at": _seconds(row.started_at),
+                "last_at": _seconds(row.last_at),
+            }
+            for row in rows
+        ]
+    }

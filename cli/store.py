@@ -1,0 +1,109 @@
+"""`timeline store`: where the file is, whether it is whole, its read models, its sizes, a copy of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from timeline.errors import StoreDamaged
+from timeline_cli import output
+
+if TYPE_CHECKING:
+    from timeline.store import Stats, Verification
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Check, rebuild and copy the event store.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def path() -> None:
+    """Print the path of the store."""
+    from timeline import config
+
+    sys.stdout.write(f"{config.load().paths.store}\n")
+
+
+@app.command()
+def verify(*, as_json: AsJson = False) -> None:
+    """Check every event against its digest, and the file as a whole; exit code 1 if something is wrong."""
+    from timeline_cli.app import wait_for
+    from timeline_cli.opening import looking
+
+    async def work() -> Verification:
+        async with looking() as timeline:
+            return await timeline.store.verify()
+
+    found = wait_for(work())
+    if as_json:
+        output.emit_json(
+            {
+                "ok": found.problem is None,
+                "events": found.events,
+                "sessions": found.sessions,
+                "problem": found.problem,
+                "position": found.position,
+            }
+        )
+        if found.problem:
+            raise typer.Exit(1)
+    elif found.problem:
+        where = f"position {found.position}: " if found.position is not None else ""
+        msg = f"{where}{found.problem}; restore a backup, or export what is before it"
+        raise StoreDamaged(msg)
+    else:
+        sys.stdout.write(f"ok: {found.events:,} events in {found.sessions:,} sessions\n")
+
+
+@app.command()
+def rebuild(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[PROJECTION]...", help="Which; all by default.")] = None,
+) -> None:
+    """Fold the read models anew from the log, while others go on appending."""
+    from timeline.runtime import Timeline
+    from timeline_cli.app import wait_for
+
+    async def work() -> list[str]:
+        async with Timeline.open() as timeline:
+            return await timeline.store.rebuild(names or None)
+
+    sys.stdout.write(f"rebuilt: {', '.join(wait_for(work()))}\n")
+
+
+@app.command()
+def stats(*, as_json: AsJson = False) -> None:
+    """Print sizes and versions."""
+    import msgspec
+
+    from timeline_cli.app import wait_for
+    from timeline_cli.opening import looking
+
+    async def work() -> Stats:
+        async with looking() as timeline:
+            return await timeline.store.stats()
+
+    values = msgspec.to_builtins(wait_for(work()))
+    if as_json:
+        output.emit_json(values)
+        return
+    for name, value in values.items():
+        sys.stdout.write(f"{name.replace('_', ' '):16} {f'{value:,}' if type(value) is int else value}\n")
+
+
+@app.command()
+def backup(target: Annotated[Path, typer.Argument(help="The file to make; it must not exist.")]) -> None:
+    """Copy the store to another file while others write to it."""
+    from timeline_cli.app import wait_for
+    from timeline_cli.opening import looking
+
+    async def work() -> None:
+        async with looking() as timeline:
+            await timeline.store.backup(target)
+
+    wait_for(work())
+    output.notice(f"copied to {target}")

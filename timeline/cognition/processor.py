@@ -1,0 +1,233 @@
+"""A turn from the user's words to the answer, as steps in the log; for now one step, `answer`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+
+from msgspec import Struct
+
+from timeline.cognition.prompts import with_attachments
+from timeline.errors import TimelineError
+from timeline.events import (
+    Attachment,
+    Clock,
+    Event,
+    EventData,
+    MessageRef,
+    NewEvent,
+    ResponseCompleted,
+    SessionStarted,
+    StepCompleted,
+    StepFailed,
+    StepStarted,
+    TurnCompleted,
+    TurnFailed,
+    TurnInterrupted,
+    TurnStarted,
+)
+from timeline.llm.manager import CallContext, CallEnd, LLMManager, error_info, interrupt_reason
+from timeline.projections.blocks import Session
+from timeline.providers.base import Delta, LLMProvider, LLMRequest, Message
+from timeline.store import EventStore, content_digest, this_process
+
+__all__ = ["Ask", "TextFile", "TurnEnd", "answer_directly", "history"]
+
+
+class TextFile(Struct, frozen=True):
+    """A text file that comes with a prompt."""
+
+    name: str
+    text: str
+    media_type: str = "text/plain"
+
+
+class Ask(Struct, frozen=True):
+    """What a user asks for in one turn.
+
+    Args:
+        prompt: The user's words.
+        model: The provider's name of the model.
+        why: Why this model, in words.
+        session_id: Which timeline it belongs to.
+        first: The session's first event, if the session begins with this turn.
+        system: System prompt.
+        files: Text files, part of the user's message.
+        past: The messages before, and how the log refers to each.
+        temperature, max_tokens, seed: Sampling, None for the provider's own.
+        private: Record totals, not bodies.
+        stream: Ask for a streamed answer.
+    """
+
+    prompt: str
+    model: str
+    why: str
+    session_id: str
+    first: SessionStarted | None = None
+    system: str | None = None
+    files: tuple[TextFile, ...] = ()
+    past: tuple[tuple[Message, MessageRef], ...] = ()
+    temperature: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    private: bool = False
+    stream: bool = True
+
+
+class TurnEnd(Struct, frozen=True):
+    """How a turn ended.
+
+    Args:
+        turn_id: Which turn.
+        text: The answer, as far as it came.
+        error: Why it failed, if it did.
+    """
+
+    turn_id: str
+    text: str
+    error: TimelineError | None = None
+
+
+async def answer_directly(
+    store: EventStore, manager: LLMManager, clock: Clock, provider: LLMProvider, ask: Ask
+) -> AsyncIterator[Delta | Event | TurnEnd]:
+    """Work out a turn with one call.
+
+    Yields:
+        Deltas as they arrive, events as they are committed, and one `TurnEnd`.
+
+    Raises:
+        StoreError: The turn can't be recorded.
+    """
+    turn_id, step_id = clock.short_id(), clock.short_id()
+    started = clock.monotonic()
+
+    def enqueue(*facts: EventData, contents: Sequence[str] = ()) -> asyncio.Future[list[Event]]:
+        events = [
+            NewEvent(
+                session_id=ask.session_id,
+                data=data,
+                event_id=clock.uuid7(),
+                recorded_at=clock.now(),
+                turn_id=None if isinstance(data, SessionStarted) else turn_id,
+                step_id=step_id if isinstance(data, StepStarted | StepCompleted | StepFailed) else None,
+            )
+            for data in facts
+        ]
+        return store.enqueue(events, contents=contents)
+
+    def elapsed() -> int:
+        return int((clock.monotonic() - started) * 1_000_000)
+
+    opening, message, bodies = _opening(ask)
+    # Not awaited: the call's first event follows in the same transaction.
+    begun = enqueue(*((ask.first,) if ask.first else ()), opening, StepStarted("answer"), contents=bodies)
+    request, context = _call(ask, message, opening, turn_id, step_id)
+    ended: asyncio.Future[list[Event]] | None = None
+    result: TurnEnd | None = None
+    try:
+        async with aclosing(manager.stream(provider, request, context)) as items:
+            async for item in items:
+                if begun.done():
+                    for event in begun.result():
+                        yield event
+                    begun = _nothing()
+                if not isinstance(item, CallEnd):
+                    yield item
+                    continue
+                # Enqueued before the call's own end is awaited: both are one transaction.
+                if isinstance(item.data, ResponseCompleted):
+                    ended = enqueue(StepCompleted(elapsed()), TurnCompleted(item.call_id, elapsed()))
+                else:
+                    error = item.data.error
+                    ended = enqueue(StepFailed(error, elapsed()), TurnFailed(error, elapsed()))
+                result = TurnEnd(turn_id, item.text, item.error)
+    except (asyncio.CancelledError, GeneratorExit) as exc:
+        if ended is None:
+            enqueue(TurnInterrupted(interrupt_reason(exc), elapsed()))
+        raise
+    if ended is not None and result is not None:
+        for event in await asyncio.shield(ended):
+            yield event
+        yield result
+
+
+def _nothing() -> asyncio.Future[list[Event]]:
+    done: asyncio.Future[list[Event]] = asyncio.get_running_loop().create_future()
+    done.set_result([])
+    return done
+
+
+def _opening(ask: Ask) -> tuple[TurnStarted, MessageRef, list[str]]:
+    """The turn's first event, how its message is referred to, and the bodies to keep."""
+    bodies = [] if ask.private else [ask.prompt, *(file.text for file in ask.files), *([ask.system] if ask.system else [])]
+
+    def ref(body: str | None) -> str | None:
+        return None if ask.private or body is None else content_digest(body)
+
+    attachments = tuple(
+        Attachment(
+            name="" if ask.private else file.name,
+            media_type=file.media_type,
+            size=len(file.text.encode()),
+            ref=ref(file.text),
+        )
+        for file in ask.files
+    )
+    opening = TurnStarted(
+        mode="direct",
+        owner=this_process(),
+        prompt=ref(ask.prompt),
+        system=ref(ask.system),
+        attachments=attachments,
+        private=ask.private,
+    )
+    refs = tuple(item.ref for item in attachments if item.ref)
+    return opening, MessageRef("user", ref=opening.prompt, attachments=refs), bodies
+
+
+def _call(
+    ask: Ask, message: MessageRef, opening: TurnStarted, turn_id: str, step_id: str
+) -> tuple[LLMRequest, CallContext]:
+    text = with_attachments(ask.prompt, [(file.name, file.text) for file in ask.files])
+    request = LLMRequest(
+        model=ask.model,
+        messages=(*(past for past, _ in ask.past), Message("user", text)),
+        system=ask.system,
+        temperature=ask.temperature,
+        max_tokens=ask.max_tokens,
+        seed=ask.seed,
+    )
+    system = (MessageRef("system", ref=opening.system),) if ask.system else ()
+    context = CallContext(
+        session_id=ask.session_id,
+        turn_id=turn_id,
+        step_id=step_id,
+        messages=(*system, *(ref for _, ref in ask.past), message),
+        why=ask.why,
+        private=ask.private,
+        stream=ask.stream,
+    )
+    return request, context
+
+
+def history(session: Session, contents: Mapping[str, str | bytes]) -> tuple[tuple[Message, MessageRef], ...]:
+    """The messages of a session so far: each turn that has an answer, whole or cut short, and whose bodies are there.
+
+    Args:
+        session: The fold of its events.
+        contents: Bodies of its prompts and attachments by digest.
+    """
+    messages: list[tuple[Message, MessageRef]] = []
+    for turn in session.turns:
+        answer = turn.answer
+        prompt = contents.get(turn.prompt or "")
+        if answer is None or not answer.text or not isinstance(prompt, str):
+            continue
+        refs = tuple(item.ref for item in turn.attachments if item.ref)
+        files = [(item.name, str(contents.get(item.ref or "", ""))) for item in turn.attachments]
+        asked = Message("user", with_attachments(prompt, files))
+        messages.append((asked, MessageRef("user", ref=turn.prompt, attachments=refs)))
+        messages.append((Message("assistant", answer.text), MessageRef("assistant", call=answer.call_id)))
+    return tuple(messages)

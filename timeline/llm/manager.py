@@ -1,0 +1,392 @@
+"""One call to a model, written down before, while and after it happens, whatever its end.
+
+The attempt's life in the log: `request.sent` is committed before a socket opens; deltas go to
+the caller at once and to the log in windows; exactly one of `response.completed`,
+`call.failed` and `call.interrupted` ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from timeline.errors import BrokenStream, ProviderError, StoreError, TimelineError
+from timeline.events import (
+    CallFailed,
+    CallInterrupted,
+    ChunkReceived,
+    Clock,
+    DeltaKind,
+    ErrorInfo,
+    Event,
+    EventData,
+    MessageRef,
+    NewEvent,
+    RequestSent,
+    ResponseCompleted,
+    Usage,
+)
+from timeline.llm.pricing import cost_of, estimate_tokens
+from timeline.providers.base import Delta, Finish, Item, LLMProvider, LLMRequest, UsageReport
+from timeline.store import EventStore, content_digest, this_process
+
+__all__ = ["CallContext", "CallEnd", "LLMManager", "error_info", "interrupt_reason"]
+
+WINDOW_SECONDS = 0.1
+WINDOW_CHARACTERS = 64 * 1024
+
+
+class CallContext(Struct, frozen=True):
+    """Where a call belongs and what may be written about it.
+
+    Args:
+        session_id, turn_id, step_id: What it is part of.
+        messages: What is sent, as references, system prompt first.
+        why: Why this model, in words.
+        private: Record totals, not bodies.
+        stream: Ask for a streamed answer.
+    """
+
+    session_id: str
+    turn_id: str
+    step_id: str
+    messages: tuple[MessageRef, ...]
+    why: str
+    private: bool = False
+    stream: bool = True
+
+
+class CallEnd(Struct, frozen=True):
+    """The last item of a call; what is enqueued before the stream is resumed is committed together with it.
+
+    Args:
+        call_id: Which call.
+        data: How its last attempt ended.
+        text: The answer's text, as far as it came.
+        error: The failure, if it failed.
+    """
+
+    call_id: str
+    data: ResponseCompleted | CallFailed
+    text: str
+    error: TimelineError | None = None
+
+
+class LLMManager:
+    """Makes calls and records them.
+
+    Args:
+        store: Where to.
+        clock: Time and ids.
+    """
+
+    def __init__(self, store: EventStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def stream(
+        self, provider: LLMProvider, request: LLMRequest, context: CallContext
+    ) -> AsyncIterator[Delta | Event | CallEnd]:
+        """Make one call.
+
+        Yields:
+            Deltas as they arrive, the recorded events as they are committed, and a `CallEnd`.
+
+        Raises:
+            StoreError: The call can't be recorded any more.
+        """
+        attempt = _Attempt(self._store, self._clock, provider, request, context)
+        try:
+            async for event in attempt.begin():
+                yield event
+            source = provider.stream_request(request) if context.stream else _batch(provider, request)
+            async with aclosing(source) as items:  # type: ignore[type-var]
+                async for item in items:
+                    if attempt.take(item):
+                        yield item  # type: ignore[misc]
+                    while attempt.committed:
+                        for event in await attempt.committed.popleft():
+                            yield event
+            end = attempt.complete()
+        except StoreError:
+            attempt.interrupt("closed")
+            raise
+        except TimelineError as exc:
+            end = attempt.fail(exc)
+        except (asyncio.CancelledError, GeneratorExit) as exc:
+            # Only enqueued, not awaited: the writer commits it even while this task goes down.
+            attempt.interrupt(interrupt_reason(exc))
+            raise
+        yield end
+        for future in attempt.committed.drain():
+            for event in await asyncio.shield(future):
+                yield event
+
+
+class _Commits:
+    """Futures of what was enqueued, in order; true when the first is done."""
+
+    def __init__(self) -> None:
+        self._futures: deque[asyncio.Future[list[Event]]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._futures) and self._futures[0].done()
+
+    def push(self, future: asyncio.Future[list[Event]]) -> None:
+        self._futures.append(future)
+
+    async def popleft(self) -> list[Event]:
+        return await self._futures.popleft()
+
+    def drain(self) -> list[asyncio.Future[list[Event]]]:
+        futures = list(self._futures)
+        self._futures.clear()
+        return futures
+
+
+class _Attempt:
+    """The events of one attempt and the state between them."""
+
+    def __init__(
+        self, store: EventStore, clock: Clock, provider: LLMProvider, request: LLMRequest, context: CallContext
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._provider = provider
+        self._request = request
+        self._context = context
+        self._call_id = clock.short_id()
+        self._number = 1
+        self._sent = False
+        self._started = clock.monotonic()
+        self._first_delta: float | None = None
+        self._last_delta = self._started
+        self._estimated_input = estimate_tokens(request.system or "", *(message.text for message in request.messages))
+        self._usage: UsageReport | None = None
+        self._finish: Finish | None = None
+        self._answer: list[str] = []
+        # The window that is open.
+        self._texts: list[str] = []
+        self._gaps: list[int] = []
+        self._kind: DeltaKind = "text"
+        self._first_index = 0
+        self._characters = 0
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.committed = _Commits()
+
+    # -------------------------------------------------------------- beginning
+
+    async def begin(self) -> AsyncIterator[Event]:
+        """Commit `request.sent`."""
+        request, context = self._request, self._context
+        tools = msgspec.json.encode(request.tools).decode() if request.tools else None
+        params = _params(request)
+        shape = (self._provider.name, request.model, context.messages, params, tools)
+        sent = RequestSent(
+            attempt=self._number,
+            provider=self._provider.name,
+            model=request.model,
+            why=context.why,
+            messages=context.messages,
+            owner=this_process(),
+            params=params,
+            tools=content_digest(tools) if tools else None,
+            stream=context.stream,
+            estimated_input_tokens=self._estimated_input,
+            request_digest=None if context.private else content_digest(msgspec.json.encode(shape)),
+            local=self._provider.local,
+        )
+        self._sent = True
+        future = self._enqueue(sent, contents=(tools,) if tools and not context.private else ())
+        for event in await asyncio.shield(future):
+            yield event
+        self._started = self._last_delta = self._clock.monotonic()
+
+    # -------------------------------------------------------------- while it streams
+
+    def take(self, item: Item) -> bool:
+        """Record an item of the provider's; whether it is one to show."""
+        if type(item) is Delta:
+            now = self._clock.monotonic()
+            if self._first_delta is None:
+                self._first_delta = now
+            if item.kind != self._kind:
+                self.flush()
+                self._kind = item.kind
+            text = item.text if item.kind != "tool_call" else _tool_fragment(item)
+            if item.kind == "text":
+                self._answer.append(text)
+            self._texts.append(text)
+            self._gaps.append(int((now - self._last_delta) * 1_000_000))
+            self._last_delta = now
+            self._characters += len(text)
+            if now >= self._due or self._characters >= WINDOW_CHARACTERS:
+                self.flush()
+                self._due = now + WINDOW_SECONDS
+            elif self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(WINDOW_SECONDS, self.flush)
+            return True
+        if isinstance(item, UsageReport):
+            self._usage = item
+        elif isinstance(item, Finish):
+            self._finish = item
+        return False
+
+    def flush(self) -> None:
+        """Put the open window in line for the log."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._texts:
+            return
+        if not self._context.private:
+            chunk = ChunkReceived(
+                first=self._first_index,
+                texts=tuple(self._texts),
+                gaps_us=tuple(self._gaps),
+                kind=self._kind,
+                attempt=self._number,
+            )
+            self.committed.push(self._enqueue(chunk))
+        self._first_index += len(self._texts)
+        self._texts, self._gaps, self._characters = [], [], 0
+
+    # -------------------------------------------------------------- its one end
+
+    def complete(self) -> CallEnd:
+        """The provider gave a whole answer."""
+        if self._finish is None:
+            raise BrokenStream(
+                f"{self._provider.name} ended its answer without saying that it is whole: ask again",
+                provider=self._provider.name,
+            )
+        finish, text = self._finish, "".join(self._answer)
+        usage = self._usage.usage if self._usage else self._estimate(text)
+        done = ResponseCompleted(
+            attempt=self._number,
+            finish_reason=finish.reason,
+            usage=usage,
+            usage_source="provider" if self._usage else "estimated",
+            cost=cost_of(local=self._provider.local),
+            duration_us=self._elapsed(),
+            time_to_first_token_us=self._time_to_first_token(),
+            raw_finish_reason=finish.raw_reason,
+            raw_usage=self._usage.raw if self._usage else None,
+            model=finish.model,
+            request_id=finish.request_id,
+            text_digest=None if self._context.private else content_digest(text),
+            rate_limits=finish.rate_limits,
+        )
+        self._end(done)
+        return CallEnd(self._call_id, done, text)
+
+    def fail(self, exc: TimelineError) -> CallEnd:
+        """The provider, the way to it, or the model's file failed."""
+        text = "".join(self._answer)
+        usage = self._usage.usage if self._usage else self._estimate(text) if text else None
+        failed = CallFailed(
+            attempt=self._number,
+            error=error_info(exc, private=self._context.private),
+            duration_us=self._elapsed(),
+            partial=bool(text),
+            usage=usage,
+            usage_source="provider" if self._usage else "estimated" if usage else "none",
+            cost=cost_of(local=self._provider.local) if usage else None,
+            rate_limits=exc.rate_limits if isinstance(exc, ProviderError) else (),
+        )
+        self._end(failed)
+        return CallEnd(self._call_id, failed, text, exc)
+
+    def interrupt(self, reason: Any) -> None:
+        """The caller stopped it."""
+        if not self._sent:
+            return
+        self._end(
+            CallInterrupted(
+                attempt=self._number,
+                reason=reason,
+                usage=self._usage.usage if self._usage else self._estimate("".join(self._answer)),
+                usage_source="provider" if self._usage else "estimated",
+                cost=cost_of(local=self._provider.local),
+                duration_us=self._elapsed(),
+            )
+        )
+
+    def _end(self, data: EventData) -> None:
+        self.flush()
+        self.committed.push(self._enqueue(data))
+
+    def _estimate(self, text: str) -> Usage:
+        return Usage(input=self._estimated_input, output=estimate_tokens(text))
+
+    def _elapsed(self) -> int:
+        return int((self._clock.monotonic() - self._started) * 1_000_000)
+
+    def _time_to_first_token(self) -> int | None:
+        return None if self._first_delta is None else int((self._first_delta - self._started) * 1_000_000)
+
+    def _enqueue(self, data: EventData, contents: Sequence[str] = ()) -> asyncio.Future[list[Event]]:
+        event = NewEvent(
+            session_id=self._context.session_id,
+            data=data,
+            event_id=self._clock.uuid7(),
+            recorded_at=self._clock.now(),
+            # A window's turn and step are its call's; there are many windows.
+            turn_id=None if isinstance(data, ChunkReceived) else self._context.turn_id,
+            step_id=None if isinstance(data, ChunkReceived) else self._context.step_id,
+            call_id=self._call_id,
+        )
+        return self._store.enqueue([event], contents=contents)
+
+
+async def _batch(provider: LLMProvider, request: LLMRequest) -> AsyncIterator[Item]:
+    """A batch answer as the stream it would have been."""
+    response = await provider.make_request(request)
+    if response.reasoning:
+        yield Delta(response.reasoning, "reasoning")
+    if response.content:
+        yield Delta(response.content)
+    for index, call in enumerate(response.tool_calls):
+        yield Delta(msgspec.json.encode(call.arguments).decode(), "tool_call", index, call.id, call.name)
+    if response.usage_reported:
+        yield UsageReport(response.usage, response.raw_usage or {})
+    yield Finish(
+        response.finish_reason,
+        response.raw_finish_reason,
+        response.model,
+        response.request_id,
+        response.rate_limits,
+        response.opaque,
+    )
+
+
+def _tool_fragment(delta: Delta) -> str:
+    fragment: dict[str, Any] = {"index": delta.index, "id": delta.id, "name": delta.name, "arguments": delta.text}
+    return msgspec.json.encode({key: value for key, value in fragment.items() if value is not None}).decode()
+
+
+def _params(request: LLMRequest) -> dict[str, Any]:
+    """What was asked for beside messages and tools, where it isn't the default."""
+    names = ("temperature", "max_tokens", "stop", "seed", "tool_choice", "response_schema", "reasoning", "extra")
+    return {name: value for name in names if (value := getattr(request, name)) not in (None, (), {})}
+
+
+def error_info(exc: TimelineError, *, private: bool = False) -> ErrorInfo:
+    """An error as the log keeps it; of a private call without the provider's words, which may quote the prompt."""
+    message = f"{exc.kind} (message not recorded)" if private else str(exc)
+    if not isinstance(exc, ProviderError):
+        return ErrorInfo(exc.kind, message)
+    return ErrorInfo(exc.kind, message, exc.status, exc.code, exc.retryable, exc.retry_after, exc.request_id)
+
+
+def interrupt_reason(exc: BaseException) -> str:
+    """Why a stream was stopped: `closed` by who read it (or a signal to end), else `sigint`."""
+    asked_to_end = isinstance(exc, asyncio.CancelledError) and bool(exc.args) and exc.args[0] == "closed"
+    return "closed" if isinstance(exc, GeneratorExit) or asked_to_end else "sigint"

@@ -1,0 +1,354 @@
+"""The facade, and the only place where store, projections, providers and the call manager are put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+from sqlalchemy import Connection
+
+import timeline
+from timeline.cognition.processor import Ask, TextFile, TurnEnd, answer_directly, history
+from timeline.config import Config, ModelRef, load
+from timeline.errors import ConfigError, UsageError
+from timeline.events import (
+    CallInterrupted,
+    ChunkReceived,
+    Clock,
+    Event,
+    EventData,
+    NewEvent,
+    SessionRedacted,
+    SessionRenamed,
+    SessionStarted,
+    TurnInterrupted,
+    Usage,
+)
+from timeline.llm.manager import LLMManager
+from timeline.llm.pricing import cost_of, estimate_tokens
+from timeline.projections import Projections
+from timeline.projections.blocks import (
+    Blocks,
+    OpenTurn,
+    Session,
+    SessionRow,
+    find_session,
+    fold,
+    list_sessions,
+    open_turns,
+)
+from timeline.projections.calls import Calls, OpenAttempt, open_attempts
+from timeline.projections.usage import Grouping, ReportRow, UsageProjection, report
+from timeline.providers.base import Delta, LLMProvider, ModelInfo
+from timeline.store import EventStore, is_alive, this_process
+
+__all__ = ["Timeline"]
+
+Progress = Callable[[str, int, int | None], None]
+"""Told while something is fetched: what, bytes so far, bytes in all where known."""
+
+TITLE_CHARACTERS = 60
+
+
+class Timeline:
+    """Asks models, keeps what happens, and shows it again.
+
+    Example:
+        ::
+
+            async with Timeline.open() as timeline:
+                async for item in timeline.ask("Why is the sky blue?"):
+                    if isinstance(item, Delta) and item.kind == "text":
+                        print(item.text, end="")
+    """
+
+    def __init__(self, store: EventStore, config: Config, clock: Clock, progress: Progress | None) -> None:
+        self.store = store
+        self.config = config
+        self._clock = clock
+        self._progress = progress
+        self._providers: dict[str, LLMProvider] = {}
+        self._manager = LLMManager(store, clock)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        *,
+        config: Config | None = None,
+        clock: Clock | None = None,
+        progress: Progress | None = None,
+        read_only: bool = False,
+    ) -> AsyncIterator[Timeline]:
+        """Open the store that the configuration names, and end what processes that died left open.
+
+        Args:
+            config: What `timeline.config.load` gave; by default that of the environment and working directory.
+            clock: Time and ids.
+            progress: Told while a model is fetched.
+            read_only: Only look; works in a folder that can't be written.
+
+        Raises:
+            ConfigError: The configuration is wrong.
+            StoreError: The store can't be opened.
+        """
+        config = config or load()
+        models = Projections([Calls(), UsageProjection(), Blocks()])
+        async with EventStore.open(
+            config.paths.store, models, synchronous=config.settings.store.synchronous, read_only=read_only
+        ) as store:
+            self = cls(store, config, clock or Clock(), progress)
+            try:
+                if not read_only:
+                    await self._reap()
+                yield self
+            finally:
+                await asyncio.shield(self._close_providers())
+
+    # -------------------------------------------------------------- asking
+
+    async def ask(
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        session: str | None = None,
+        system: str | None = None,
+        files: Sequence[TextFile] = (),
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        stream: bool = True,
+        private: bool = False,
+    ) -> AsyncIterator[Delta | Event | TurnEnd]:
+        """Ask, in a new session or an existing one.
+
+        Args:
+            prompt: The user's words.
+            model: `provider:model`; by default the configured one, else the embedded model.
+            session: Id, unique prefix, title or `last` of the session to go on with.
+            system: System prompt; by default the session's.
+            files: Text files that are part of the question.
+            temperature, max_tokens, seed: Sampling; None leaves it to the provider.
+            stream: Ask for a streamed answer.
+            private: Record totals, not bodies.
+
+        Yields:
+            Deltas as they arrive, events as they are committed, and last a `TurnEnd`, which carries the error if
+            the turn failed.
+
+        Raises:
+            NotFound, AmbiguousName, ConfigError, MissingKey: Nothing was asked or recorded.
+            StoreError: It can't be recorded.
+        """
+        if not prompt.strip() and not files:
+            msg = "there is nothing to ask: give a prompt as an argument or on standard input"
+            raise UsageError(msg)
+        route, why = self._route(model)
+        provider = self.provider(route.provider)
+        session_id, first, past = self._clock.uuid7(), None, ()
+        if session is None:
+            title = None if private else _title(prompt)
+            first = SessionStarted(client_version=timeline.__version__, owner=this_process(), title=title)
+        else:
+            session_id = await self.find(session)
+            before = await self.session(session_id)
+            bodies = await self.bodies(before)
+            past = history(before, bodies)
+            if system is None:
+                systems = [turn.system for turn in before.turns if turn.system]
+                system = str(bodies[systems[-1]]) if systems and systems[-1] in bodies else None
+        ask = Ask(
+            prompt=prompt,
+            model=route.model,
+            why=why,
+            session_id=session_id,
+            first=first,
+            system=system,
+            files=tuple(files),
+            past=past,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            private=private,
+            stream=stream,
+        )
+        turn = answer_directly(self.store, self._manager, self._clock, provider, ask)
+        async with aclosing(turn) as items:  # type: ignore[type-var]
+            async for item in items:
+                yield item
+
+    def _route(self, model: str | None) -> tuple[ModelRef, str]:
+        """Which model, and why, in words for the log."""
+        if model is not None:
+            return self.config.parse_model(model), "asked for"
+        return self.config.default_route()[0], "default route"
+
+    def provider(self, name: str) -> LLMProvider:
+        """The provider of that name, made once.
+
+        Raises:
+            NotFound, ConfigError, MissingKey: It can't be made from the configuration.
+        """
+        if name not in self._providers:
+            self._providers[name] = _make_provider(self.config, name, self._progress)
+        return self._providers[name]
+
+    async def models(self, provider: str) -> list[ModelInfo]:
+        """The models that a provider offers now.
+
+        Raises:
+            ProviderError: It could not be asked.
+        """
+        return await self.provider(provider).get_available_models()
+
+    # -------------------------------------------------------------- looking back
+
+    async def find(self, name: str) -> str:
+        """The id of the session meant by an id, a unique prefix, a title or `last`.
+
+        Raises:
+            NotFound, AmbiguousName: None, or more than one, is meant.
+        """
+        return await self.store.query(lambda conn: find_session(conn, name))
+
+    async def session(self, name: str) -> Session:
+        """A session folded from its events alone.
+
+        Raises:
+            NotFound, AmbiguousName: None, or more than one, is meant.
+        """
+        session_id = await self.find(name)
+        return fold([event async for event in self.store.read(session_id=session_id)])
+
+    async def bodies(self, session: Session) -> dict[str, str | bytes]:
+        """The prompts, system prompts and attachments of a session, by digest; forgotten and private ones are missing."""
+        digests = [turn.prompt for turn in session.turns] + [turn.system for turn in session.turns]
+        digests += [item.ref for turn in session.turns for item in turn.attachments]
+        return await self.store.contents(digest for digest in digests if digest)
+
+    async def sessions(self, limit: int | None = None) -> list[SessionRow]:
+        """Sessions, the one used last first."""
+        return await self.store.query(lambda conn: list_sessions(conn, limit=limit))
+
+    async def report(
+        self,
+        by: Grouping | None,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        session: str | None = None,
+    ) -> list[ReportRow]:
+        """Sums of calls, tokens and cost; see `timeline.projections.usage.report`."""
+        session_id = await self.find(session) if session else None
+        return await self.store.query(lambda conn: report(conn, by, since=since, until=until, session_id=session_id))
+
+    # -------------------------------------------------------------- care
+
+    async def rename(self, name: str, title: str) -> None:
+        """Give a session another title."""
+        await self.store.append([self._event(await self.find(name), SessionRenamed(title))])
+
+    async def forget(self, name: str) -> int:
+        """Remove what was said in a session from every page of the file; what it used and cost stays.
+
+        Returns:
+            How many events lost their body.
+        """
+        session_id = await self.find(name)
+        return await self.store.forget(session_id, lambda count: self._event(session_id, SessionRedacted(count)))
+
+    async def _reap(self) -> None:
+        """End what a process that is no more had begun."""
+        attempts, turns = await self.store.query(_abandoned)
+        if not attempts and not turns:
+            return
+        texts = {
+            attempt.call_id: "".join(
+                [
+                    text
+                    async for event in self.store.read(call_id=attempt.call_id, after=attempt.first_position)
+                    if isinstance(event.data, ChunkReceived) and event.data.kind != "tool_call"
+                    for text in event.data.texts
+                ]
+            )
+            for attempt in attempts
+        }
+
+        def decide(conn: Connection) -> list[NewEvent]:
+            # Asked again inside the transaction: another process that starts now has seen the same.
+            attempts, turns = _abandoned(conn)
+            ends = [
+                self._event(
+                    attempt.session_id,
+                    CallInterrupted(
+                        attempt=attempt.attempt,
+                        reason="abandoned",
+                        usage=Usage(
+                            input=attempt.estimated_input_tokens,
+                            output=estimate_tokens(texts.get(attempt.call_id, "")),
+                        ),
+                        cost=cost_of(local=attempt.local),
+                    ),
+                    attempt,
+                )
+                for attempt in attempts
+            ]
+            return ends + [self._event(turn.session_id, TurnInterrupted("abandoned"), turn) for turn in turns]
+
+        await self.store.append_when(decide)
+
+    def _event(self, session_id: str, data: EventData, part_of: OpenAttempt | OpenTurn | None = None) -> NewEvent:
+        return NewEvent(
+            session_id=session_id,
+            data=data,
+            event_id=self._clock.uuid7(),
+            recorded_at=self._clock.now(),
+            turn_id=getattr(part_of, "turn_id", None),
+            step_id=getattr(part_of, "step_id", None),
+            call_id=getattr(part_of, "call_id", None),
+        )
+
+    async def _close_providers(self) -> None:
+        for provider in self._providers.values():
+            await provider.aclose()
+
+
+def _abandoned(conn: Connection) -> tuple[list[OpenAttempt], list[OpenTurn]]:
+    attempts = [attempt for attempt in open_attempts(conn) if not is_alive(attempt.owner)]
+    return attempts, [turn for turn in open_turns(conn) if not is_alive(turn.owner)]
+
+
+def _title(prompt: str) -> str:
+    line = " ".join(prompt.split())
+    return line if len(line) <= TITLE_CHARACTERS else line[: TITLE_CHARACTERS - 1].rstrip() + "…"
+
+
+def _make_provider(config: Config, name: str, progress: Progress | None) -> LLMProvider:
+    resolved = config.provider(name)
+    if resolved.kind == "embedded":
+        from timeline.providers.embedded import EmbeddedProvider
+
+        return EmbeddedProvider(
+            resolved.models,
+            name=name,
+            models_dir=config.paths.models_dir,
+            context=resolved.context,
+            progress=progress,
+        )
+    from timeline.providers.http import Timeouts
+    from timeline.providers.openai import OpenAIProvider
+
+    if resolved.kind != "openai":
+        msg = f"{name} is of kind {resolved.kind}, which this version can't speak yet: use kind openai or embedded"
+        raise ConfigError(msg)
+    return OpenAIProvider(
+        resolved.api_key,
+        resolved.base_url or "",
+        name=name,
+        local=bool(resolved.local),
+        timeouts=Timeouts(**resolved.timeouts),
+        headers=resolved.headers,
+        ca_file=str(resolved.ca_file) if resolved.ca_file else None,
+    )

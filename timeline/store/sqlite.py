@@ -1,0 +1,217 @@
+"""Everything that is SQLite's own: engines and their pragmas, transactions, error codes, checkpoints, file modes.
+
+Checkpoints: SQLite before 3.51.3 (and 3.50.7, 3.44.6) can lose committed pages when a commit
+resets the WAL while another connection checkpoints (https://sqlite.org/wal.html#walresetbug).
+So no connection checkpoints by itself here; the writer does, with `wal_checkpoint(TRUNCATE)`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from timeline.errors import (
+    NotATimelineStore,
+    StoreBusy,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    StoreReadOnly,
+)
+
+__all__ = [
+    "BUSY_TIMEOUT_SECONDS",
+    "Synchronous",
+    "checkpoints_are_safe",
+    "connect",
+    "create_file",
+    "engine",
+    "mapped_errors",
+    "plain",
+    "start_lock",
+    "truncate_wal",
+    "vacuum",
+    "wal_size",
+]
+
+BUSY_TIMEOUT_SECONDS = 30
+
+Synchronous = Literal["full", "normal"]
+"""`full`: a committed event survives a power cut. `normal`: it survives a crash of the process, and a
+power cut may take the last commits (never the file). https://sqlite.org/pragma.html#pragma_synchronous"""
+
+
+def engine(path: Path, *, synchronous: Synchronous = "full", mode: Literal["write", "read", "immutable"]) -> AsyncEngine:
+    """An engine on the file.
+
+    Args:
+        path: The database file; its folder exists.
+        synchronous: When a commit is durable; see `Synchronous`.
+        mode: `write`; `read` (refuses to write); `immutable` (for a folder that can't be
+            written, where WAL mode could not even read: nobody else may be writing).
+    """
+    url = f"sqlite+aiosqlite:///{_immutable(path)}" if mode == "immutable" else URL.create("sqlite+aiosqlite", database=str(path))
+    made = create_async_engine(
+        url,
+        connect_args={"timeout": BUSY_TIMEOUT_SECONDS},
+        pool_size=1 if mode == "write" else 5,
+        max_overflow=0,
+    )
+    _configure(made.sync_engine, synchronous, writes=mode == "write")
+    return made
+
+
+@contextmanager
+def connect(path: Path, *, synchronous: Synchronous = "full") -> Iterator[Connection]:
+    """One write transaction without an event loop, for making and migrating the file; puts it into WAL mode first."""
+    with plain(path) as conn:
+        conn.execute("PRAGMA journal_mode=WAL")
+    made = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+    _configure(made, synchronous, writes=True)
+    with made.begin() as connection:
+        yield connection
+
+
+def _immutable(path: Path) -> str:
+    return f"file:{quote(str(path))}?mode=ro&immutable=1&uri=true"
+
+
+def _configure(engine: Engine, synchronous: Synchronous, *, writes: bool) -> None:
+    pragmas = ("wal_autocheckpoint=0", f"synchronous={synchronous}", "secure_delete=ON" if writes else "query_only=ON")
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        # The driver's own transaction control is off: it would begin deferred transactions.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in pragmas:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # A deferred transaction that turns into a writer can fail at once with SQLITE_BUSY,
+        # whatever the timeout, so writers begin as writers.
+        deferred = not writes or connection.get_execution_options().get("deferred", False)
+        connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def plain(path: Path) -> Iterator[sqlite3.Connection]:
+    """A plain connection for the moments before there is an engine; closed at the end."""
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    try:
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        yield connection
+    finally:
+        connection.close()
+
+
+def create_file(path: Path) -> None:
+    """Make the file, and the folders above it, with modes 0600 and 0700; keep what exists.
+
+    Raises:
+        StoreReadOnly: The folder can't be made or written.
+    """
+    try:
+        missing = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
+        for parent in reversed(missing):
+            parent.mkdir(mode=0o700, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as exc:
+        msg = f"the store {path} can't be written ({exc.strerror}): choose another place with TIMELINE_HOME"
+        raise StoreReadOnly(msg) from exc
+
+
+@contextmanager
+def start_lock(path: Path) -> Iterator[None]:
+    """Held by the one process that makes, migrates or rebuilds the file."""
+    from filelock import FileLock
+
+    with FileLock(f"{path}.lock", mode=0o600):
+        yield
+
+
+@contextmanager
+def mapped_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours; the one place that knows its result codes (https://sqlite.org/rescode.html)."""
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error) as exc:
+        original = exc.orig if isinstance(exc, DBAPIError) else exc
+        raise _error(path, original or exc) from exc
+
+
+def _error(path: Path, exc: BaseException) -> StoreError:
+    code = (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
+    match code:
+        case sqlite3.SQLITE_FULL:
+            return StoreFull(f"no space left to record in {path}: free some and ask again; all that was recorded is kept")
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
+            return StoreReadOnly(f"the store {path} can't be written ({exc}): choose another place with TIMELINE_HOME")
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return StoreBusy(
+                f"another process has held {path} for over {BUSY_TIMEOUT_SECONDS} s: end it, or try again later"
+            )
+        case sqlite3.SQLITE_NOTADB:
+            return NotATimelineStore(f"{path} is not a timeline store: move it away, or choose another with TIMELINE_HOME")
+        case sqlite3.SQLITE_CORRUPT:
+            return StoreDamaged(f"{path} is damaged ({exc}): run 'timeline store verify', and restore a backup")
+    if "decode" in str(exc):
+        return StoreDamaged(f"{path} holds text that is not UTF-8: run 'timeline store verify', and restore a backup")
+    return StoreError(f"the store {path} failed ({exc}): run 'timeline store verify'")
+
+
+def wal_size(path: Path) -> int:
+    """Bytes in the write-ahead log."""
+    try:
+        return Path(f"{path}-wal").stat().st_size
+    except OSError:
+        return 0
+
+
+async def truncate_wal(writer: AsyncEngine, *, wait_seconds: float) -> bool:
+    """Move the write-ahead log into the file and empty it, holding the write lock meanwhile.
+
+    Args:
+        writer: An engine that may write.
+        wait_seconds: How long to wait for readers and writers; without them all, nothing is lost by not doing it.
+
+    Returns:
+        Whether the log was emptied.
+    """
+    async with writer.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        if driver is None:
+            return False
+        await driver.execute(f"PRAGMA busy_timeout={int(wait_seconds * 1000)}")
+        try:
+            cursor = await driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            row = await cursor.fetchone()
+            await cursor.close()
+        finally:
+            await driver.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}")
+    return bool(row and row[0] == 0)
+
+
+async def vacuum(writer: AsyncEngine) -> None:
+    """Rewrite the file without its free pages."""
+    async with writer.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        if driver is not None:
+            await driver.execute("VACUUM")
+
+
+def checkpoints_are_safe(version: tuple[int, int, int]) -> bool:
+    """Whether this SQLite has the fix of the WAL-reset bug, and so would be safe without our care."""
+    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
