@@ -296,7 +296,7 @@ class Config:
         """
         kind = KINDS[written.kind or name]
         vendor = kind.key_variable is not None and name in KINDS and KINDS[name] is kind
-        if written.key_cmd:
+        if written.key_cmd is not None:
             key = self._run(written.key_cmd, name)
         elif written.api_key is not None:
             key = self._fill(written.api_key, name, "api_key", error=MissingKey)

@@ -98,14 +98,15 @@ def _parse(source: str, text: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(where(source, (), f"{place}not valid YAML: {exc.problem or exc.context}")) from exc
+        # The parser's own message quotes the line, which may hold a key: it goes into no traceback.
+        raise ConfigError(where(source, (), f"{place}not valid YAML: {exc.problem or exc.context}")) from None
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1
         column = exc.position - text.rfind("\n", 0, exc.position)
         what = f"line {line}, column {column}: not valid YAML: a control character"
-        raise ConfigError(where(source, (), what)) from exc
-    except RecursionError as exc:
-        raise ConfigError(where(source, (), "nested too deeply to be a configuration")) from exc
+        raise ConfigError(where(source, (), what)) from None
+    except RecursionError:
+        raise ConfigError(where(source, (), "nested too deeply to be a configuration")) from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -219,7 +220,9 @@ class _Explainer:
             return None
         expected = _expected(type_)
         got = _kind(value) if any(key in self._secret for key in path) else _quoted(value)
-        hint = ": put it in quotes" if "text" in expected and isinstance(value, bool | int | float) else ""
+        hint = (
+            ": put it in quotes" if "text" in expected.split(" or ") and isinstance(value, bool | int | float) else ""
+        )
         return path, f"expected {expected}, got {got}{hint}"
 
     def _in_struct(self, type_: inspect.StructType, value: dict[Any, Any], path: Keys) -> Problem | None:
