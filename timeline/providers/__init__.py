@@ -26,7 +26,7 @@ _HOME = {
     "OpenAIProvider": "openai",
     "Part": "base",
     "TextPart": "base",
-    "Timeouts": "http",
+    "Timeouts": "waiting",
     "Tool": "base",
     "ToolCall": "base",
     "Usage": "base",

@@ -15,6 +15,7 @@ MAX_LINE = 16 * 1024 * 1024
 """Most bytes one line, event or unstreamed body may have."""
 
 BOM = b"\xef\xbb\xbf"
+LF, CR = 10, 13
 
 
 class LineTooLong(Exception):  # noqa: N818 - never leaves the package: becomes BadResponse with the provider's name
@@ -24,6 +25,8 @@ class LineTooLong(Exception):  # noqa: N818 - never leaves the package: becomes 
 class Framer(Protocol):
     """Cuts a body into payloads."""
 
+    seen: bool
+    """A payload has been given back."""
     stray: bytes | None
     """The first line that isn't of this framing."""
 
@@ -37,15 +40,20 @@ class Framer(Protocol):
 
 
 class _Lines:
-    """Joins reads into whole lines; a line spread over many reads is joined once, not once a read."""
+    """Joins reads into whole lines; a line spread over many reads is joined once, not once a read.
 
-    __slots__ = ("_after_cr", "_held", "_parts", "_started")
+    Attributes:
+        clean: Nothing of an earlier read waits for its end, and no line has ended in CR.
+    """
+
+    __slots__ = ("_after_cr", "_parts", "_size", "_started", "clean")
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
-        self._held = 0
+        self._size = 0
         self._after_cr = False
         self._started = False
+        self.clean = True
 
     def lines(self, data: bytes) -> list[bytes]:
         """The lines that `data` ended, without their ends (LF, CRLF or a lone CR)."""
@@ -54,11 +62,12 @@ class _Lines:
         if self._after_cr:
             self._after_cr = False
             data = data.removeprefix(b"\n")
-        if b"\r" in data:
+        carriage_returns = CR in data
+        if carriage_returns:
             # A CR that ends the read ends its line now; an LF that opens the next read belongs to it.
             self._after_cr = data[-1:] == b"\r"
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if b"\n" not in data:
+        if LF not in data:
             self._hold(data)
             return []
         if self._parts:
@@ -67,7 +76,8 @@ class _Lines:
             self._parts.clear()
         lines = data.split(b"\n")
         rest = lines.pop()
-        self._held = 0
+        self._size = 0
+        self.clean = not rest and not carriage_returns
         if rest:
             self._hold(rest)
         return lines
@@ -76,19 +86,18 @@ class _Lines:
         """At end of file: the line that nothing ended."""
         data = b"".join(self._parts)
         self._parts.clear()
-        self._held = 0
         return data if self._started else data.removeprefix(BOM)
 
     def _hold(self, data: bytes) -> None:
-        self._held += len(data)
-        if self._held > MAX_LINE:
+        self.clean = False
+        self._size += len(data)
+        if self._size > MAX_LINE:
             raise LineTooLong
         self._parts.append(data)
 
     def _without_bom(self, data: bytes) -> bytes:
-        if self._parts:
-            data = b"".join((*self._parts, data))
-            self._parts.clear()
+        data = b"".join((*self._parts, data))
+        self._parts.clear()
         if len(data) < len(BOM) and BOM.startswith(data):
             self._parts.append(data)
             return b""
@@ -108,14 +117,15 @@ class SSEFramer:
         stray: The first line that is none of these, for the error message.
     """
 
-    __slots__ = ("_data", "_lines", "_seen", "_size", "_whole", "stray")
+    __slots__ = ("_between", "_data", "_lines", "_size", "_whole", "seen", "stray")
 
     def __init__(self) -> None:
         self._lines = _Lines()
         self._data: list[bytes] = []
         self._size = 0
-        self._seen = False
+        self.seen = False
         self._whole = False
+        self._between = False
         self.stray: bytes | None = None
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -124,6 +134,26 @@ class SSEFramer:
         Raises:
             LineTooLong: A line, an event or an unstreamed body passed `MAX_LINE`.
         """
+        # Most reads bring one whole event and nothing else, and find nothing waiting for them.
+        if self._between and data[:6] == b"data: " and data.find(LF) == len(data) - 2 and CR not in data:
+            return [data[6:-2]] if data[-1] == LF else self._read(data)
+        return self._read(data)
+
+    def end(self) -> list[bytes]:
+        """The event that no blank line closed, or the whole body that was no stream."""
+        payloads: list[bytes] = []
+        rest = self._lines.rest()
+        if self._whole:
+            self._data.append(rest)
+        elif rest:
+            self._uncommon(rest, payloads)
+        if self._data:
+            payloads.append(b"\n".join(self._data))
+            self._data.clear()
+        self.seen = self.seen or bool(payloads)
+        return payloads
+
+    def _read(self, data: bytes) -> list[bytes]:
         payloads: list[bytes] = []
         pending = self._data
         for line in self._lines.lines(data):
@@ -138,25 +168,13 @@ class SSEFramer:
             else:
                 self._uncommon(line, payloads)
         if payloads:
-            self._seen = True
+            self.seen = True
             self._size = 0
         if len(pending) > 1:
             self._size += len(data)
             if self._size > MAX_LINE:
                 raise LineTooLong
-        return payloads
-
-    def end(self) -> list[bytes]:
-        """The event that no blank line closed, or the whole body that was no stream."""
-        payloads: list[bytes] = []
-        rest = self._lines.rest()
-        if self._whole:
-            self._data.append(rest)
-        elif rest:
-            self._uncommon(rest, payloads)
-        if self._data:
-            payloads.append(b"\n".join(self._data))
-            self._data.clear()
+        self._between = self.seen and not pending and self._lines.clean
         return payloads
 
     def _uncommon(self, line: bytes, payloads: list[bytes]) -> None:
@@ -164,7 +182,7 @@ class SSEFramer:
         if line[:5] == b"data:":
             self._data.append(line[5:].removeprefix(b" "))
         elif line[:1] == b"{" and not self._data:
-            if self._seen or payloads:
+            if self.seen or payloads:
                 payloads.append(line)
             else:
                 self._whole = True
@@ -181,10 +199,11 @@ _IGNORED = frozenset({b"", b"event", b"id", b"retry", b"data"})
 class NDJSONFramer:
     """One JSON value a line; blank lines mean nothing."""
 
-    __slots__ = ("_lines", "stray")
+    __slots__ = ("_lines", "seen", "stray")
 
     def __init__(self) -> None:
         self._lines = _Lines()
+        self.seen = True
         self.stray: bytes | None = None
 
     def feed(self, data: bytes) -> list[bytes]:

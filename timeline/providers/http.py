@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import msgspec
-from msgspec import Struct
 
 from timeline.errors import (
     BadResponse,
@@ -29,90 +28,19 @@ from timeline.errors import (
     ProviderError,
     ProviderTimeout,
 )
-from timeline.events import RateLimit
 from timeline.providers.base import Collector, Item, LLMProvider, LLMRequest, LLMResponse
-from timeline.providers.failures import Complaint, Headers, Speaker, error_from, rate_limits, request_id
+from timeline.providers.failures import Complaint, Head, Speaker
 from timeline.providers.framing import Framer, LineTooLong, SSEFramer
+from timeline.providers.waiting import Timeouts, Watch
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["HTTPProvider", "Head", "Parser", "Reader", "Timeouts", "is_loopback"]
+__all__ = ["HTTPProvider", "Head", "Parser", "Timeouts", "is_loopback", "last_items"]
 
 _FIRST_ERROR = 300
 _DRAIN_SECONDS = 0.25
 _DRAIN_READS = 16
-
-
-class Timeouts(Struct, frozen=True):
-    """How long to wait, in seconds; None waits for ever.
-
-    Args:
-        connect: For a connection, TLS included.
-        first_byte: From the request to the first byte of the answer: queueing and reading the prompt.
-        between_chunks: From one read of a stream to the next.
-        total: For a whole answer that isn't streamed.
-    """
-
-    connect: float | None = 10.0
-    first_byte: float | None = 300.0
-    between_chunks: float | None = 120.0
-    total: float | None = 600.0
-
-
-class Head(Struct, frozen=True):
-    """What a response says before its body.
-
-    Args:
-        speaker: Whose response it is.
-        status: HTTP status.
-        headers: Names in lower case.
-        now: When it came, µs UTC.
-        model: What was asked for.
-    """
-
-    speaker: Speaker
-    status: int
-    headers: Headers
-    now: int
-    model: str
-
-    @property
-    def request_id(self) -> str | None:
-        """The provider's id of the request."""
-        return request_id(self.headers)
-
-    @property
-    def rate_limits(self) -> tuple[RateLimit, ...]:
-        """What the headers tell about limits."""
-        return rate_limits(self.headers, self.now)
-
-    def error(self, complaint: Complaint) -> ProviderError:
-        """The error that a body or an error object within the stream stands for."""
-        return error_from(
-            self.speaker, complaint, status=self.status, headers=self.headers, now=self.now, model=self.model
-        )
-
-    def bad(self, payload: bytes = b"", *, what: str) -> BadResponse:
-        """The bytes aren't the provider's format; `what` says what they are."""
-        quoted = self.speaker.quote(payload[:2000].decode("utf-8", "replace"))
-        shown = f" ({quoted[:200]})" if quoted else ""
-        return BadResponse(
-            f"{self.speaker.name} sent {what}{shown}: check that {self.speaker.address} speaks its API",
-            provider=self.speaker.name,
-            status=self.status,
-            request_id=self.request_id,
-        )
-
-    def broken(self) -> BrokenStream:
-        """The stream ended before its terminator."""
-        return BrokenStream(
-            f"{self.speaker.name} ended the stream before the answer was whole: ask again",
-            provider=self.speaker.name,
-            status=self.status,
-            request_id=self.request_id,
-            rate_limits=self.rate_limits,
-        )
 
 
 class Parser(Protocol):
@@ -178,10 +106,13 @@ def _header_value(name: str, value: str) -> str:
     return value
 
 
-def late(name: str, what: str, limit: float | None) -> ProviderTimeout:
-    """Nothing came within `limit` seconds."""
-    within = f" within {limit:g} s" if limit is not None else ""
-    return ProviderTimeout(f"{name} {what}{within}: try again or raise the timeout", provider=name)
+def late(name: str, what: str) -> ProviderTimeout:
+    """Something failed to come in time."""
+    return ProviderTimeout(f"{name} {what}: try again or raise the timeout", provider=name)
+
+
+def _within(what: str, limit: float | None) -> str:
+    return what if limit is None else f"{what} within {limit:g} s"
 
 
 def network_error(exc: Exception, speaker: Speaker, timeouts: Timeouts) -> ProviderError:  # noqa: PLR0911
@@ -195,11 +126,11 @@ def network_error(exc: Exception, speaker: Speaker, timeouts: Timeouts) -> Provi
 
     match exc:
         case httpx.ConnectTimeout() | httpx.PoolTimeout():
-            return late(name, f"gave no connection at {where}", timeouts.connect)
+            return late(name, _within(f"gave no connection at {where}", timeouts.connect))
         case httpx.ReadTimeout():
-            return late(name, "sent no answer", timeouts.first_byte)
+            return late(name, _within("sent no answer", timeouts.first_byte))
         case httpx.WriteTimeout():
-            return late(name, "took no more of the request", timeouts.between_chunks)
+            return late(name, _within("took no more of the request", timeouts.between_chunks))
         case httpx.ProxyError():
             return lost("the proxy refused", "check HTTPS_PROXY and NO_PROXY")
         case httpx.LocalProtocolError():
@@ -245,132 +176,6 @@ def _connect_failure(exc: BaseException) -> tuple[str, bool]:
     return why, False
 
 
-class _Watch:
-    """Cancels a task that waits longer than allowed for bytes.
-
-    A wait costs one clock read: the timer is set once per stream and looks again when it
-    rings. `asyncio.timeout` would set and drop a timer at each read, and couldn't be held
-    across a `yield`.
-    """
-
-    __slots__ = ("_cancelling", "_deadline", "_limit", "_loop", "_rung", "_task", "_timer")
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[Any] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadline: float | None = None
-        self._limit = 0.0
-        self._cancelling = 0
-        self._rung = False
-
-    def start(self, limit: float | None) -> None:
-        """The current task begins to wait."""
-        if limit is None:
-            self._deadline = None
-            return
-        self._task = task = asyncio.current_task()
-        self._cancelling = task.cancelling() if task else 0
-        self._limit = limit
-        self._deadline = deadline = self._loop.time() + limit
-        if self._timer is None or self._timer.when() > deadline:
-            self.close()
-            self._timer = self._loop.call_at(deadline, self._ring)
-
-    def stop(self) -> None:
-        """The wait is over."""
-        self._deadline = None
-
-    def close(self) -> None:
-        """Drop the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def fired(self) -> float | None:
-        """The limit that was passed, if the cancellation at hand is this watch's alone."""
-        if not self._rung or self._task is None:
-            return None
-        self._rung = False
-        return self._limit if self._task.uncancel() <= self._cancelling else None
-
-    def _ring(self) -> None:
-        now = self._loop.time()
-        deadline = self._deadline
-        if deadline is not None and deadline <= now:
-            self._timer = None
-            self._deadline = None
-            if self._task is not None:
-                self._rung = True
-                self._task.cancel()
-            return
-        self._timer = self._loop.call_at(deadline if deadline is not None else now + self._limit, self._ring)
-
-
-class Reader:
-    """A streamed body on its way to items: framing, parsing and what the end of file means, without any I/O."""
-
-    __slots__ = ("_begun", "_framer", "_head", "_parser", "_tail", "arrived")
-
-    def __init__(self, head: Head, parser: Parser, framer: Framer) -> None:
-        self._head = head
-        self._parser = parser
-        self._framer = framer
-        self._begun = False
-        self._tail = 0
-        self.arrived = False
-
-    @property
-    def done(self) -> bool:
-        """`Finish` has been given out."""
-        return self._parser.done
-
-    @property
-    def drained(self) -> bool:
-        """Enough was read behind the terminator: the server doesn't end its body."""
-        return self._tail > _DRAIN_READS
-
-    def feed(self, data: bytes) -> Iterator[Item]:
-        """The items of one read; those ahead of an error are given out before it is raised.
-
-        Raises:
-            ProviderError: An error stands in the stream, or it isn't the provider's format.
-        """
-        self.arrived = True
-        parser = self._parser
-        if parser.done:
-            # The body's end is read too, so that the connection can be used again.
-            self._tail += 1
-            return
-        try:
-            payloads = self._framer.feed(data)
-        except LineTooLong:
-            raise self._head.bad(what="a line of more than 16 MiB") from None
-        for payload in payloads:
-            self._begun = True
-            yield from parser.items(payload)
-
-    def end(self) -> Iterator[Item]:
-        """At end of file: what is still owed.
-
-        Raises:
-            BrokenStream: The answer isn't whole.
-            ProviderError: As `feed`.
-        """
-        if self._parser.done:
-            return
-        for payload in self._framer.end():
-            self._begun = True
-            try:
-                yield from self._parser.items(payload)
-            except BadResponse:
-                raise self._head.broken() from None
-        stray = self._framer.stray
-        if stray is not None and not self._begun:
-            raise self._head.bad(stray, what="no stream of answers")
-        yield from self._parser.end()
-
-
 class _Mapped:
     """Lets nothing but errors of the tree come out of what touches the network."""
 
@@ -393,29 +198,57 @@ class _Mapped:
 class _MappedStream(_Mapped):
     """Knows besides when a stream is over, whatever happens to its connection, and whose cancellation it sees."""
 
-    __slots__ = ("_reader", "_watch")
+    __slots__ = ("_parser", "_watch")
 
-    def __init__(self, provider: HTTPProvider, watch: _Watch, reader: Reader) -> None:
+    def __init__(self, provider: HTTPProvider, watch: Watch, parser: Parser) -> None:
         super().__init__(provider)
         self._watch = watch
-        self._reader = reader
+        self._parser = parser
 
     def __exit__(  # type: ignore[override] # this one swallows
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: object
     ) -> bool:
-        provider, reader = self._provider, self._reader
-        if isinstance(exc, asyncio.CancelledError) and (limit := self._watch.fired()) is not None:
-            if not reader.done:
-                raise provider.silence(limit, arrived=reader.arrived) from None
-            return True
+        name, over = self._provider.name, self._parser.done
+        if isinstance(exc, LineTooLong):
+            raise self._provider.too_long() from None
+        if isinstance(exc, asyncio.CancelledError) and (missed := self._watch.fired()) is not None:
+            if over:
+                return True
+            raise late(name, missed) from None
         if isinstance(exc, Exception) and not isinstance(exc, ProviderError):
             import httpx
 
             # A body that was cut off is at its end; the parser knows whether the answer was whole.
-            if isinstance(exc, httpx.RemoteProtocolError) or (reader.done and isinstance(exc, httpx.RequestError)):
+            if isinstance(exc, httpx.RemoteProtocolError) or (over and isinstance(exc, httpx.RequestError)):
                 return True
         super().__exit__(kind, exc, trace)
         return False
+
+
+async def _drain(body: AsyncIterator[bytes], watch: Watch) -> None:
+    """Read the body's end behind the terminator, so that the connection can be used again."""
+    watch.allow(_DRAIN_SECONDS, "")
+    watch.wait()
+    for _ in range(_DRAIN_READS):
+        if await anext(body, None) is None:
+            return
+
+
+def last_items(head: Head, framer: Framer, parser: Parser) -> Iterator[Item]:
+    """At end of file: the items still owed.
+
+    Raises:
+        BrokenStream: The answer isn't whole.
+        ProviderError: What no line end closed is an error, or isn't the provider's format.
+    """
+    for payload in framer.end():
+        try:
+            yield from parser.items(payload)
+        except BadResponse:
+            raise head.broken() from None
+    if framer.stray is not None and not framer.seen:
+        raise head.bad(framer.stray, what="no stream of answers")
+    yield from parser.end()
 
 
 def _body(response: httpx.Response) -> AsyncIterable[bytes]:
@@ -496,11 +329,12 @@ class HTTPProvider(LLMProvider):
         """What an exception of httpx means here."""
         return network_error(exc, self._speaker, self.timeouts)
 
-    def silence(self, limit: float, *, arrived: bool) -> ProviderTimeout:
-        """Bytes failed to come for `limit` seconds, before or after the first."""
-        if arrived:
-            return late(self.name, "sent nothing more of its answer", limit)
-        return late(self.name, "sent no answer", self.timeouts.first_byte)
+    def too_long(self) -> BadResponse:
+        """A line of the answer passed the bound."""
+        return BadResponse(
+            f"{self.name} sent a line of more than 16 MiB: check that {self.base_url} speaks its API",
+            provider=self.name,
+        )
 
     @property
     def unreachable_advice(self) -> str:
@@ -540,27 +374,37 @@ class HTTPProvider(LLMProvider):
         content = msgspec.json.encode(self.body(request, stream=True))
         started = time.perf_counter()
         response = await self._send("POST", self.path(request, stream=True), content, stream=True)
-        watch = _Watch()
+        watch = Watch()
         try:
             head = self._head(response, request.model)
             if head.status >= _FIRST_ERROR:
                 raise await self._refusal(response, head)
-            reader = Reader(head, self.parser(head), self.framer())
+            parser, framer = self.parser(head), self.framer()
+            first, between = self.timeouts.first_byte, self.timeouts.between_chunks
             # From here on httpx waits without a limit of its own: the watch does, for less.
             response.request.extensions["timeout"]["read"] = None
-            between, first = self.timeouts.between_chunks, self.timeouts.first_byte
-            with _MappedStream(self, watch, reader):
-                watch.start(first and max(first - (time.perf_counter() - started), 0.001))
-                async for data in _body(response):
-                    watch.stop()
-                    for item in reader.feed(data):
-                        yield item
-                    if reader.drained:
-                        break
-                    watch.start(_DRAIN_SECONDS if reader.done else between)
-                watch.stop()
-            for item in reader.end():
-                yield item
+            with _MappedStream(self, watch, parser):
+                body, arrived = aiter(_body(response)), False
+                watch.allow(
+                    first and max(first - (time.perf_counter() - started), 0.001), _within("sent no answer", first)
+                )
+                watch.wait()
+                async for data in body:
+                    watch.deadline = None
+                    if not arrived:
+                        arrived = True
+                        watch.allow(between, _within("sent nothing more of its answer", between))
+                    for payload in framer.feed(data):
+                        for item in parser.items(payload):
+                            yield item
+                    if parser.done:
+                        await _drain(body, watch)
+                        return
+                    watch.wait()
+            watch.deadline = None
+            if not parser.done:
+                for item in last_items(head, framer, parser):
+                    yield item
         finally:
             watch.close()
             await response.aclose()
@@ -625,7 +469,7 @@ class HTTPProvider(LLMProvider):
                 finally:
                     await response.aclose()
         except TimeoutError:
-            raise late(self.name, "sent no whole answer", self.timeouts.total) from None
+            raise late(self.name, _within("sent no whole answer", self.timeouts.total)) from None
 
     async def _send(self, method: str, path: str, content: bytes | None, *, stream: bool) -> httpx.Response:
         """The response's head; its body is still to be read, and it to be closed."""

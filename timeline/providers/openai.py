@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Struct
@@ -136,7 +136,7 @@ class ChatParser:
         self._request_id = head.request_id
         self._usage: dict[str, Any] | None = None
 
-    def items(self, payload: bytes) -> Iterable[Item]:
+    def items(self, payload: bytes) -> Iterable[Item]:  # noqa: C901, PLR0912 - a call per chunk less
         """The items of one chunk, or of a whole answer; see `Parser.items`."""
         try:
             chunk = _decode(payload)
@@ -147,12 +147,33 @@ class ChatParser:
         items: list[Item] = []
         if chunk.choices:
             for choice in chunk.choices:
-                if not choice.index:
-                    self._read(choice, items)
+                if choice.index:
+                    continue
+                delta = choice.delta
+                if delta is None:
+                    delta = choice.message
+                    self._message = delta is not None
+                if delta is not None:
+                    if delta.reasoning_content or delta.reasoning:
+                        _add_text(items, delta.reasoning_content or delta.reasoning, "reasoning")
+                    content = delta.content
+                    if content:
+                        if content.__class__ is str:
+                            items.append(Delta(content))
+                        else:
+                            _add_text(items, content, "text")
+                    if delta.refusal:
+                        _add_text(items, delta.refusal, "text")
+                    if delta.tool_calls:
+                        items += [self._call(call) for call in delta.tool_calls]
+                    if delta.function_call is not None:
+                        items.append(self._call(_ToolCall(0, None, delta.function_call)))
+                if choice.finish_reason:
+                    self._raw_reason = str(choice.finish_reason)
         if chunk.usage or chunk.error is not None or chunk.x_groq is not None:
             self._read_rest(chunk, items)
-        if self._model is None and chunk.model:
-            self._model = chunk.model
+        if self._model is None:
+            self._model = chunk.model or None
         return items
 
     def end(self) -> Iterable[Item]:
@@ -162,30 +183,6 @@ class ChatParser:
         if self._raw_reason is None and not self._message:
             raise self._head.broken()
         return self._finish()
-
-    def _read(self, choice: _Choice, items: list[Item]) -> None:
-        delta = choice.delta
-        if delta is None:
-            delta = choice.message
-            self._message = delta is not None
-        if delta is not None:
-            reasoning = delta.reasoning_content or delta.reasoning
-            if reasoning and isinstance(reasoning, str):
-                items.append(Delta(reasoning, "reasoning"))
-            content = delta.content
-            if content:
-                if isinstance(content, str):
-                    items.append(Delta(content))
-                else:
-                    items += _parts(content)
-            if delta.refusal and isinstance(delta.refusal, str):
-                items.append(Delta(delta.refusal))
-            if delta.tool_calls:
-                items += [self._call(call) for call in delta.tool_calls]
-            if delta.function_call is not None:
-                items.append(self._call(_ToolCall(0, None, delta.function_call)))
-        if choice.finish_reason:
-            self._raw_reason = str(choice.finish_reason)
 
     def _call(self, call: _ToolCall) -> Delta:
         """A fragment of a tool call; id and name are passed on with the first one alone."""
@@ -242,18 +239,16 @@ class ChatParser:
         )
 
 
-def _parts(content: Any) -> Iterable[Delta]:
-    """Content as a list (Mistral): text parts, and thinking with parts of its own."""
+def _add_text(items: list[Item], content: Any, kind: Literal["text", "reasoning"]) -> None:
+    """Text as a string, or as a list of parts, thinking among them with parts of its own (Mistral)."""
+    if isinstance(content, str):
+        items.append(Delta(content, kind))
     for part in content if isinstance(content, list) else ():
-        if not isinstance(part, dict):
-            continue
-        if isinstance(text := part.get("text"), str) and text:
-            yield Delta(text)
-        thinking = part.get("thinking")
-        if isinstance(thinking, str) and thinking:
-            yield Delta(thinking, "reasoning")
-        elif thinking:
-            yield from (Delta(delta.text, "reasoning") for delta in _parts(thinking))
+        if isinstance(part, dict):
+            if part.get("text"):
+                _add_text(items, part["text"], kind)
+            if part.get("thinking"):
+                _add_text(items, part["thinking"], "reasoning")
 
 
 # ------------------------------------------------------------------ what goes in
