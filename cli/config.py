@@ -1,0 +1,184 @@
+"""`timeline config` and `timeline paths`: what is in force and why, a file to start from, where everything lies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from timeline.errors import ConfigError, UsageError
+
+from . import output
+
+if TYPE_CHECKING:
+    from timeline.config import Setting
+
+__all__ = ["app", "paths"]
+
+app = typer.Typer(help="Show the settings in force, or begin a configuration file.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+STARTER = """\
+## Settings of timeline. All are optional: as it stands, this file changes nothing.
+## `timeline config show` prints what is in force, and where each value comes from.
+## The lines with a single `#` are examples: remove the `#` to use one.
+
+## Who may be asked. A provider that needs a key is used only if it stands here or is named with -m.
+#llm_providers:
+#  openai: {api_key: "${OPENAI_API_KEY}", models: [gpt-4o]}
+#  anthropic: {api_key: "${ANTHROPIC_API_KEY}"}
+#  groq: {key_cmd: "pass show groq"}
+#  ollama: {base_url: "http://localhost:11434", models: [llama3.1, phi-3]}
+#  embedded: {models: {smollm2: null, mine: ~/models/mine.gguf}}
+## Any other server that speaks OpenAI's format:
+#  myserver: {kind: openai, base_url: "http://localhost:8000/v1", timeouts: {first_byte: 600}}
+
+## Which model does what, as provider:model. `default` answers `timeline ask`.
+#routing_strategy:
+#  default: "ollama:llama3.1"
+#  query_routing: "ollama:llama3.1"
+#  tool_calling: "ollama:llama3.1"
+#  response_formatting: "ollama:phi-3"
+#  fallback: "embedded:smollm2"
+
+## `full`: what was recorded survives a power cut. `normal`: faster; it survives a crash of the program.
+#store:
+#  synchronous: full
+
+## Ask only models on this machine.
+#offline: true
+"""
+
+
+@app.command()
+def show(*, as_json: AsJson = False) -> None:
+    """Print the settings in force as YAML, and where each comes from; secrets are masked."""
+    from timeline import config
+
+    loaded = config.load()
+    settings = loaded.effective()
+    problems = {name: problem for name in loaded.providers if (problem := loaded.problem(name))}
+    if as_json:
+        project_file = loaded.paths.project_file
+        output.emit_json(
+            {
+                "config_file": str(loaded.paths.config_file),
+                "project_file": str(project_file) if project_file else None,
+                "settings": _nested((setting.path, setting.value) for setting in settings),
+                "sources": [{"path": setting.path, "source": setting.source} for setting in settings],
+                "problems": [
+                    {"provider": name, "kind": problem.kind, "message": str(problem)}
+                    for name, problem in problems.items()
+                ],
+            }
+        )
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _annotated(settings))
+    for problem in problems.values():
+        output.notice(f"Warning: {problem}")
+
+
+@app.command()
+def init(*, force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False) -> None:
+    """Write a commented configuration file to start from, readable by you alone, and print its path."""
+    from timeline.config import find_paths
+
+    path = find_paths().config_file
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(path, replace=force)
+    except FileExistsError:
+        msg = f"{path} is there already: edit it, or replace it with --force"
+        raise UsageError(msg) from None
+    except OSError as exc:
+        msg = f"{path}: can't be written ({exc.strerror}): check the folder, or set TIMELINE_HOME to another"
+        raise ConfigError(msg) from exc
+    sys.stdout.write(f"{path}\n")
+
+
+@app.command()
+def path() -> None:
+    """Print the path of your configuration file, whether it is there or not."""
+    from timeline.config import find_paths
+
+    sys.stdout.write(f"{find_paths().config_file}\n")
+
+
+def paths(*, as_json: AsJson = False) -> None:
+    """Print where everything lies."""
+    from timeline import config
+
+    found = config.load().paths
+    places: dict[str, Path | None] = {name: getattr(found, name) for name in found.__struct_fields__}
+    if as_json:
+        output.emit_json(
+            {
+                "paths": {
+                    name: {"path": str(place), "exists": place.exists()} if place else None
+                    for name, place in places.items()
+                }
+            }
+        )
+        return
+    for name, place in places.items():
+        missing = "" if place and place.exists() else "  (not there)"
+        sys.stdout.write(f"{name:<12}  {place}{missing}\n" if place else f"{name:<12}  none\n")
+
+
+def _write(path: Path, *, replace: bool) -> None:
+    # A link that someone keeps in place of the file stays one.
+    target = path.resolve() if replace else path
+    place = target.with_name(f".{target.name}.{os.getpid()}") if replace else target
+    with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(STARTER)
+    if replace:
+        place.replace(target)
+
+
+def _nested(settings: Iterable[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for keys, value in settings:
+        branch = tree
+        for key in keys[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[keys[-1]] = value
+    return tree
+
+
+def _annotated(settings: Iterable[Setting]) -> Iterator[str]:
+    """YAML lines with the source of each value as a comment."""
+    home = str(Path.home())
+    leaves = _nested((setting.path, (setting.value, setting.source)) for setting in settings)
+    lines = list(_lines(leaves, ""))
+    width = max(len(line) for line, source in lines if source)
+    for line, source in lines:
+        shown = f"~{source.removeprefix(home)}" if source.startswith(f"{home}/") else source
+        yield f"{line:<{width}}  # {shown}" if source else line
+
+
+def _lines(tree: dict[str, Any], indent: str) -> Iterator[tuple[str, str]]:
+    for key, item in tree.items():
+        # What YAML would read as something else than text is quoted.
+        plain = re.fullmatch(r"[a-z][a-z0-9_.-]+", key) and key not in {
+            "true",
+            "false",
+            "yes",
+            "no",
+            "on",
+            "off",
+            "null",
+        }
+        name = key if plain else json.dumps(key, ensure_ascii=False)
+        if isinstance(item, dict):
+            yield f"{indent}{name}:", ""
+            yield from _lines(item, f"{indent}  ")
+        else:
+            value, source = item
+            yield f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}", source

@@ -1,0 +1,217 @@
+"""`timeline config` and `timeline paths` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from timeline import config
+
+SECRET = "sk-0123456789"
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def timeline(home: Path, tmp_path: Path) -> Run:
+    def run(*arguments: str, umask: int = 0o022, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "timeline_cli", *arguments],
+            env={"TIMELINE_HOME": str(home), "HOME": str(tmp_path), **environ},
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            umask=umask,
+            check=False,
+        )
+
+    return run
+
+
+def shown(done: subprocess.CompletedProcess[str]) -> Any:
+    assert 0 == done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_init_writes_a_file_that_only_its_owner_reads(home: Path, timeline: Run, umask: int) -> None:
+    done = timeline("config", "init", umask=umask)
+
+    assert (0, f"{home}/config.yaml\n", "") == (done.returncode, done.stdout, done.stderr)
+    assert 0o600 == stat.S_IMODE((home / "config.yaml").stat().st_mode)
+    assert 0o700 == stat.S_IMODE(home.stat().st_mode)
+
+
+def test_file_of_init_changes_nothing_until_edited(home: Path, timeline: Run) -> None:
+    before = shown(timeline("config", "show", "--json"))
+    timeline("config", "init")
+
+    assert before == shown(timeline("config", "show", "--json"))
+
+
+def test_examples_in_the_file_of_init_are_valid_settings(home: Path, timeline: Run) -> None:
+    timeline("config", "init")
+    file = home / "config.yaml"
+    file.write_text(re.sub(r"^#(?!#)", "", file.read_text(), flags=re.MULTILINE))
+    loaded = config.load(environ={"TIMELINE_HOME": str(home), "HOME": str(home), "OPENAI_API_KEY": SECRET}, cwd=home)
+
+    assert {"openai", "anthropic", "groq", "ollama", "embedded", "myserver"} == set(loaded.providers)
+    assert SECRET == loaded.provider("openai").api_key
+    assert "ollama:llama3.1" == str(loaded.default_route()[0])
+    assert loaded.offline
+
+
+def test_init_never_replaces_a_file_unless_forced(home: Path, timeline: Run) -> None:
+    home.mkdir()
+    file = home / "config.yaml"
+    file.write_text("offline: true")
+    refused = timeline("config", "init")
+
+    assert 2 == refused.returncode
+    assert f"Error: {file} is there already: edit it, or replace it with --force\n" == refused.stderr
+    assert "offline: true" == file.read_text()
+    assert 0 == timeline("config", "init", "--force").returncode
+    assert "offline: true" not in file.read_text().splitlines()
+    assert 0o600 == stat.S_IMODE(file.stat().st_mode)
+
+
+def test_forced_init_keeps_a_link_and_replaces_what_it_points_to(home: Path, timeline: Run, tmp_path: Path) -> None:
+    home.mkdir()
+    elsewhere = tmp_path / "dotfiles.yaml"
+    elsewhere.write_text("broken: [")
+    (home / "config.yaml").symlink_to(elsewhere)
+
+    assert 0 == timeline("config", "init", "--force").returncode
+    assert (home / "config.yaml").is_symlink()
+    assert elsewhere.read_text().startswith("## Settings of timeline.")
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="root writes everywhere")
+def test_init_in_a_folder_that_cannot_be_made_is_one_sentence(timeline: Run) -> None:
+    done = timeline("config", "init", TIMELINE_HOME="/proc/nowhere")
+
+    assert 2 == done.returncode
+    assert done.stderr.startswith("Error: /proc/nowhere/config.yaml: can't be written (")
+
+
+def test_path_prints_the_file_even_where_it_is_broken(home: Path, timeline: Run) -> None:
+    home.mkdir()
+    (home / "config.yaml").write_text("broken: [")
+    done = timeline("config", "path")
+
+    assert (0, f"{home}/config.yaml\n", "") == (done.returncode, done.stdout, done.stderr)
+
+
+def test_show_prints_yaml_that_means_what_is_in_force(home: Path, timeline: Run) -> None:
+    home.mkdir()
+    (home / "config.yaml").write_text(
+        "llm_providers:\n  'on': {kind: openai, base_url: 'http://localhost:1', models: ['a: b', '#c']}\n"
+        "  my server: {kind: ollama, timeouts: {connect: null}}"
+    )
+    done = timeline("config", "show")
+    as_json = shown(timeline("config", "show", "--json"))
+
+    assert as_json["settings"] == yaml.safe_load(done.stdout)
+    assert {"kind": "openai", "base_url": "http://localhost:1", "models": ["a: b", "#c"]} == as_json["settings"][
+        "llm_providers"
+    ]["on"]
+
+
+def test_show_says_where_each_value_comes_from(home: Path, timeline: Run, tmp_path: Path) -> None:
+    home.mkdir()
+    (home / "config.yaml").write_text("llm_providers: {ollama: {models: [phi-3]}}")
+    (tmp_path / ".timeline.yaml").write_text("offline: true")
+    done = timeline("config", "show", TIMELINE_MODEL="ollama:phi-3")
+
+    sources = dict(re.findall(r"^ *(\w+): .*?  # (.*)$", done.stdout, flags=re.MULTILINE))
+    assert "~/home/config.yaml" == sources["models"]
+    assert "~/.timeline.yaml" == sources["offline"]
+    assert "TIMELINE_MODEL" == sources["default"]
+    assert "default" == sources["synchronous"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_show_masks_secrets_and_keeps_references(home: Path, timeline: Run, flags: list[str]) -> None:
+    home.mkdir()
+    (home / "config.yaml").write_text(
+        f"llm_providers: {{openai: {{api_key: {SECRET}, headers: {{x: {SECRET}}}}}, groq: {{api_key: '${{MY_KEY}}'}}}}"
+    )
+    done = timeline("config", "show", *flags, MY_KEY=f"{SECRET}9")
+
+    assert 0 == done.returncode
+    assert SECRET not in done.stdout + done.stderr
+    assert '"***"' in done.stdout
+    assert '"${MY_KEY}"' in done.stdout
+
+
+def test_show_warns_of_an_enabled_provider_without_its_key(home: Path, timeline: Run) -> None:
+    home.mkdir()
+    (home / "config.yaml").write_text(
+        "llm_providers: {openai: {api_key: '${MY_KEY}'}, groq: {enabled: false, api_key: '${X}'}}"
+    )
+    done = timeline("config", "show", "--json")
+
+    assert [
+        {
+            "provider": "openai",
+            "kind": "missing_key",
+            "message": f"{home}/config.yaml: llm_providers.openai.api_key: the environment variable MY_KEY is not set:"
+            " set it or disable the provider with enabled: false",
+        }
+    ] == shown(done)["problems"]
+    assert "Warning: " in done.stderr
+    assert "groq" not in done.stderr
+
+
+def test_show_runs_no_key_command(home: Path, timeline: Run, tmp_path: Path) -> None:
+    home.mkdir()
+    (home / "config.yaml").write_text(f"llm_providers: {{openai: {{key_cmd: 'touch {tmp_path}/ran'}}}}")
+
+    assert 0 == timeline("config", "show").returncode
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("command", [["config", "show"], ["paths"]])
+def test_broken_file_is_one_sentence_and_exit_code_2(home: Path, timeline: Run, command: list[str]) -> None:
+    home.mkdir()
+    (home / "config.yaml").write_text("llm_providers: {openai: {enabled: yes please}}")
+    done = timeline(*command)
+
+    assert 2 == done.returncode
+    assert "" == done.stdout
+    assert (
+        f'Error: {home}/config.yaml: llm_providers.openai.enabled: expected true or false, got "yes please"\n'
+        == done.stderr
+    )
+
+
+def test_paths_says_what_is_there(home: Path, timeline: Run) -> None:
+    home.mkdir()
+    (home / "config.yaml").write_text("store: {path: log.db}")
+
+    assert {
+        "schema_version": 1,
+        "paths": {
+            "config_file": {"path": f"{home}/config.yaml", "exists": True},
+            "project_file": None,
+            "store": {"path": f"{home}/log.db", "exists": False},
+            "models_dir": {"path": f"{home}/models", "exists": False},
+            "keys_file": {"path": f"{home}/keys.json", "exists": False},
+        },
+    } == shown(timeline("paths", "--json"))
+    assert f"store         {home}/log.db  (not there)" in timeline("paths").stdout.splitlines()
