@@ -15,6 +15,6 @@ def main() -> None:
 
         sys.stdout.write(f"timeline {__version__}\n")
         return
-    from timeline_cli.app import run
+    from .app import run
 
     sys.exit(run())

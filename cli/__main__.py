@@ -1,5 +1,5 @@
 """`python -m timeline_cli`."""
 
-from timeline_cli import main
+from . import main
 
 main()

@@ -15,17 +15,19 @@ from typer.exceptions import TyperException
 
 import timeline
 from timeline.errors import TimelineError, UsageError
-from timeline_cli import output
+
+from . import output
 
 T = TypeVar("T")
 
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 128 + signal.SIGPIPE
 
+
 class _Commands(TyperGroup):
     """All commands; a reader that has enough ends any of them silently."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -56,7 +58,7 @@ def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
 @app.callback()
 def _root(
     *,
-    version: Annotated[  # noqa: ARG001  handled by its callback
+    version: Annotated[
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
@@ -64,13 +66,15 @@ def _root(
 
 
 def _register() -> None:
-    from timeline_cli import ask, replay, report, sessions, store
+    from . import ask, config, replay, report, sessions, store
 
     app.command("ask")(ask.ask)
     app.command("replay")(replay.replay)
     app.command("report")(report.report)
     app.add_typer(sessions.app, name="sessions")
     app.add_typer(store.app, name="store")
+    app.add_typer(config.app, name="config")
+    app.command("paths")(config.paths)
 
 
 def run() -> int:

@@ -9,40 +9,65 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from timeline.errors import NotFound, TimelineError, UsageError
-from timeline_cli import output
+from timeline.errors import NotFound, UsageError
+
+from . import output
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from timeline.cognition.processor import TextFile, TurnEnd
     from timeline.events import Event
+
+    from .markdown import StreamingMarkdown
 
 __all__ = ["ask"]
 
 
-def ask(  # noqa: PLR0913  these are the options
-    words: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to ask; `-` reads it from standard input.")] = None,
+def ask(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to ask; `-` reads it from standard input.")
+    ] = None,
     *,
-    model: Annotated[str | None, typer.Option("--model", "-m", metavar="PROVIDER:MODEL", help="Which model to ask.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="PROVIDER:MODEL", help="Which model to ask.")
+    ] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")] = None,
-    files: Annotated[list[Path] | None, typer.Option("--file", "-f", metavar="FILE", help="A text file to go with the prompt; repeatable.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", metavar="FILE", help="A text file to go with the prompt; repeatable."),
+    ] = None,
     go_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last session.")] = False,
-    session: Annotated[str | None, typer.Option("--session", metavar="SESSION", help="Go on with this one: id, unique prefix, title or `last`.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", min=0, max=2, help="Sampling temperature.")] = None,
+    session: Annotated[
+        str | None,
+        typer.Option("--session", metavar="SESSION", help="Go on with this one: id, unique prefix, title or `last`."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0, max=2, help="Sampling temperature.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens to answer with.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="For repeatable sampling, where the provider has it.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="For repeatable sampling, where the provider has it.")
+    ] = None,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Ask for the answer in one piece.")] = False,
-    direct: Annotated[bool, typer.Option("--direct", help="One call, no cognition steps (the default for now).")] = True,  # noqa: ARG001
-    private: Annotated[bool, typer.Option("--private", help="Record tokens, times and cost, but nothing that was said.")] = False,
+    direct: Annotated[  # noqa: ARG001  the only mode there is
+        bool, typer.Option("--direct", help="One call, no cognition steps (the default for now).")
+    ] = True,
+    private: Annotated[
+        bool, typer.Option("--private", help="Record tokens, times and cost, but nothing that was said.")
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Don't render Markdown on a terminal.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No usage line, no progress, no reasoning.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
-    as_events: Annotated[bool, typer.Option("--events", help="Print the events as JSON lines while they are recorded.")] = False,
+    as_events: Annotated[
+        bool, typer.Option("--events", help="Print the events as JSON lines while they are recorded.")
+    ] = False,
 ) -> None:
     """Ask a model. Every event of the call is recorded before you see its result.
 
     Example: [bold]timeline ask "Why is the sky blue?"[/bold]
     """
-    from timeline_cli.app import wait_for
+    from .app import wait_for
 
     if as_json and as_events:
         msg = "--json prints one object and --events a line an event: choose one"
@@ -79,7 +104,8 @@ async def _ask(shown: _Shown, prompt: str, *, quiet: bool, **options: object) ->
     from timeline.cognition.processor import TurnEnd
     from timeline.events import Event
     from timeline.runtime import Timeline
-    from timeline_cli.progress import Fetching
+
+    from .progress import Fetching
 
     with Fetching(quiet=quiet) as fetching:
         async with Timeline.open(progress=fetching) as timeline:
@@ -168,20 +194,26 @@ class _Shown:
 class _Json(_Shown):
     def end(self, end: TurnEnd) -> None:
         from timeline.projections.blocks import fold
-        from timeline_cli.shapes import turn_object
+
+        from .shapes import turn_object
 
         session = fold(self.seen)
         value = turn_object(session.session_id, session.turns[-1])
         # A private turn's text is not in its events.
         value["answer"] = end.text
-        if isinstance(end.error, TimelineError):
-            value["error"] = {**value.get("error", {}), "kind": end.error.kind, "message": str(end.error), "exit_code": end.error.exit_code}
+        if end.error is not None:
+            value["error"] = {
+                **value.get("error", {}),
+                "kind": end.error.kind,
+                "message": str(end.error),
+                "exit_code": end.error.exit_code,
+            }
         output.emit_json(value)
 
 
 class _Events(_Shown):
     def event(self, event: Event) -> None:
-        from timeline_cli.shapes import event_object
+        from .shapes import event_object
 
         output.emit_json(event_object(event), indent=0)
 
@@ -194,10 +226,10 @@ class _Answer(_Shown):
         self._quiet = quiet
         self._last = "\n"
         self._reasoning = False
-        self._markdown = None
-        self._waiting = None
+        self._markdown: StreamingMarkdown | None = None
+        self._waiting: Status | None = None
         if sys.stdout.isatty() and not plain:
-            from timeline_cli.markdown import StreamingMarkdown
+            from .markdown import StreamingMarkdown
 
             self._markdown = StreamingMarkdown(output.stdout())
 
@@ -238,11 +270,12 @@ class _Answer(_Shown):
             sys.stdout.write("\n")
             sys.stdout.flush()
 
-    def end(self, end: TurnEnd) -> None:
+    def end(self, end: TurnEnd) -> None:  # noqa: ARG002  the events say it all
         if self._quiet:
             return
         from timeline.projections.blocks import fold
-        from timeline_cli.blocks import usage_line
+
+        from .blocks import usage_line
 
         session = fold(self.seen)
         output.notice(usage_line(session.turns[-1], session.session_id))

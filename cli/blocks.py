@@ -11,7 +11,8 @@ from rich.markdown import Markdown
 from rich.text import Text
 
 from timeline.projections.blocks import Attempt, Turn
-from timeline_cli import output
+
+from . import output
 
 __all__ = ["draw_turn", "play_turn", "usage_line"]
 
@@ -30,7 +31,9 @@ def usage_line(turn: Turn, session_id: str | None = None) -> str:
     used = [attempt.usage for attempt in attempts if attempt.usage is not None]
     if used:
         about = "~" if any(attempt.usage_source == "estimated" for attempt in attempts) else ""
-        parts.append(f"{about}{sum(usage.total_input for usage in used)}↑ {about}{sum(usage.output for usage in used)}↓")
+        parts.append(
+            f"{about}{sum(usage.total_input for usage in used)}↑ {about}{sum(usage.output for usage in used)}↓"
+        )
         parts.append(_cost(attempts))
     if session_id:
         parts.append(f"session {session_id}")

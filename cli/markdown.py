@@ -31,9 +31,7 @@ class StreamingMarkdown:
             self._print(done)
         if self._open.strip():
             if self._live is None:
-                self._live = Live(
-                    console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop"
-                )
+                self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
                 self._live.start()
             # A block taller than the screen can't be redrawn in place: show its end.
             lines = self._open.splitlines()[-(self._console.height - 2) :]

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from timeline.errors import UsageError
-from timeline_cli import output
+
+from . import output
 
 __all__ = ["replay"]
 
@@ -15,7 +16,10 @@ __all__ = ["replay"]
 def replay(
     session: Annotated[str, typer.Argument(metavar="SESSION", help="Id, unique prefix, title, or `last`.")],
     *,
-    speed: Annotated[float | None, typer.Option("--speed", metavar="FACTOR", help="At the pace it came: 1 is the original, 2 twice as fast.")] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option("--speed", metavar="FACTOR", help="At the pace it came: 1 is the original, 2 twice as fast."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the session as one JSON object.")] = False,
     as_events: Annotated[bool, typer.Option("--events", help="Print its events as JSON lines.")] = False,
 ) -> None:
@@ -23,7 +27,7 @@ def replay(
 
     Example: [bold]timeline replay last --speed 1[/bold]
     """
-    from timeline_cli.app import wait_for
+    from .app import wait_for
 
     if speed is not None and not 0 < speed < float("inf"):
         msg = "--speed takes a factor above 0: 1 is the original pace"
@@ -32,11 +36,11 @@ def replay(
 
 
 async def _replay(name: str, speed: float | None, *, as_json: bool, as_events: bool) -> None:
-    from timeline_cli.opening import looking
+    from .opening import looking
 
     async with looking() as timeline:
         if as_events:
-            from timeline_cli.shapes import event_object
+            from .shapes import event_object
 
             session_id = await timeline.find(name)
             async for event in timeline.store.read(session_id=session_id):
@@ -45,11 +49,11 @@ async def _replay(name: str, speed: float | None, *, as_json: bool, as_events: b
         session = await timeline.session(name)
         bodies = await timeline.bodies(session)
     if as_json:
-        from timeline_cli.shapes import session_object
+        from .shapes import session_object
 
         output.emit_json(session_object(session, bodies))
         return
-    from timeline_cli.blocks import draw_turn, play_turn
+    from .blocks import draw_turn, play_turn
 
     console = output.stdout()
     for index, turn in enumerate(session.turns):

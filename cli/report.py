@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from timeline.errors import UsageError
-from timeline_cli import output
+
+from . import output
 
 if TYPE_CHECKING:
     from timeline.projections.usage import ReportRow
@@ -17,20 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 
-class By(StrEnum):
-    """What `report` can group by."""
-
-    day = "day"
-    month = "month"
-    model = "model"
-    provider = "provider"
-    session = "session"
+By = Literal["day", "month", "model", "provider", "session"]
 
 
-def report(  # noqa: PLR0913  these are the options
+def report(
     *,
-    by: Annotated[By, typer.Option("--by", help="What a row is.")] = By.day,
-    since: Annotated[str | None, typer.Option("--since", metavar="DATE", help="From this day on: YYYY-MM-DD, `today`, or `7d` for days back.")] = None,
+    by: Annotated[By, typer.Option("--by", help="What a row is.")] = "day",
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="DATE", help="From this day on: YYYY-MM-DD, `today`, or `7d` for days back."),
+    ] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="DATE", help="Up to the end of this day.")] = None,
     session: Annotated[str | None, typer.Option("--session", metavar="SESSION", help="Only this session.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -40,27 +36,29 @@ def report(  # noqa: PLR0913  these are the options
 
     Example: [bold]timeline report --by model --since 7d[/bold]
     """
-    from timeline_cli.app import wait_for
+    from .app import wait_for
 
     first = _midnight("--since", since) if since else None
     last = _midnight("--until", until) + timedelta(days=1) if until else None
-    rows, totals, titles = wait_for(_report(by.value, _micros(first), _micros(last), session))
+    rows, totals, titles = wait_for(_report(by, _micros(first), _micros(last), session))
     if as_json:
-        from timeline_cli.shapes import report_object
+        from .shapes import report_object
 
-        output.emit_json(report_object(by.value, rows, totals))
+        output.emit_json(report_object(by, rows, totals))
     elif as_csv:
         columns = [name for name in type(totals).__struct_fields__ if name != "group"]
-        output.table_csv([by.value, *columns], [[row.group, *(getattr(row, name) for name in columns)] for row in rows])
+        output.table_csv([by, *columns], [[row.group, *(getattr(row, name) for name in columns)] for row in rows])
     else:
-        _table(by.value, rows, totals, titles)
+        _table(by, rows, totals, titles)
 
 
-async def _report(by: str, since: int | None, until: int | None, session: str | None) -> tuple[list[ReportRow], ReportRow, dict[str, str]]:
-    from timeline_cli.opening import looking
+async def _report(
+    by: By, since: int | None, until: int | None, session: str | None
+) -> tuple[list[ReportRow], ReportRow, dict[str, str]]:
+    from .opening import looking
 
     async with looking() as timeline:
-        rows = await timeline.report(by, since=since, until=until, session=session)  # type: ignore[arg-type]
+        rows = await timeline.report(by, since=since, until=until, session=session)
         (totals,) = await timeline.report(None, since=since, until=until, session=session)
         titles = {row.id: row.title or "" for row in await timeline.sessions()} if by == "session" else {}
     return rows, totals, titles
@@ -77,20 +75,34 @@ def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, 
     table.add_column(by, "total", overflow="ellipsis", no_wrap=True)
     # Columns that are zero throughout say nothing and cost width.
     columns = [("calls", "calls")]
-    columns += [(name, name) for name in ("failed", "interrupted") if getattr(totals, name)]
+    columns += [
+        (label, name) for label, name in (("failed", "failed"), ("stopped", "interrupted")) if getattr(totals, name)
+    ]
     columns += [("input", "input")]
-    columns += [(label, name) for label, name in (("cached", "cache_read"), ("written", "cache_write")) if getattr(totals, name)]
+    columns += [
+        (label, name) for label, name in (("cached", "cache_read"), ("written", "cache_write")) if getattr(totals, name)
+    ]
     columns += [("output", "output")]
     columns += [("reasoning", "reasoning")] if totals.reasoning else []
-    for label, name in columns:
-        table.add_column(label, f"{getattr(totals, name):,}", justify="right")
-    table.add_column("cost", _cost(totals), justify="right")
-    for row in rows:
+    widths = [max(len(label), len(f"{getattr(totals, name):,}")) for label, name in columns]
+    for (label, name), width in zip(columns, widths, strict=True):
+        table.add_column(label, f"{getattr(totals, name):,}", justify="right", min_width=width)
+    costs = [_cost(row) for row in (*rows, totals)]
+    table.add_column("cost", costs[-1], justify="right", min_width=max(map(len, costs)))
+    # Numbers keep their width; names give way.
+    space = output.stdout().width - sum(width + 3 for width in widths) - max(map(len, costs)) - 5
+    for index, row in enumerate(rows):
         group = f"{row.group[:13]} {titles[row.group]}" if row.group in titles else row.group
-        table.add_row(group, *(f"{getattr(row, name):,}" for _, name in columns), _cost(row))
+        table.add_row(
+            group if len(group) <= space else f"{group[: max(space - 1, 1)]}…",
+            *(f"{getattr(row, name):,}" for _, name in columns),
+            costs[index],
+        )
     output.stdout().print(table)
     if totals.estimated:
-        output.notice(f"{totals.estimated} of the attempts didn't end or were not counted by their provider: their tokens are estimates")
+        output.notice(
+            f"{totals.estimated} of the attempts didn't end or were not counted by their provider: their tokens are estimates"
+        )
     if totals.unpriced:
         output.notice(f"?: {totals.unpriced} attempts at models without a known price")
 
@@ -110,7 +122,7 @@ def _midnight(option: str, value: str) -> datetime:
     if value[:-1].isdigit() and value.endswith("d"):
         return today - timedelta(days=int(value[:-1]))
     try:
-        return datetime.strptime(value, "%Y-%m-%d").astimezone()  # noqa: DTZ007  a day of this machine's zone
+        return datetime.strptime(value, "%Y-%m-%d").astimezone()
     except ValueError as exc:
         msg = f"{option} {value!r} is no day: write YYYY-MM-DD, today, or 7d for seven days back"
         raise UsageError(msg) from exc

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from timeline.errors import UsageError
-from timeline_cli import output
+
+from . import output
 
 __all__ = ["app"]
 
@@ -24,9 +25,8 @@ def list_(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """List sessions, the one used last first."""
-    from timeline_cli.app import wait_for
-    from timeline_cli.opening import looking
-
+    from .app import wait_for
+    from .opening import looking
 
     async def rows() -> list[SessionRow]:
         async with looking() as timeline:
@@ -36,12 +36,15 @@ def list_(
 
     found = wait_for(rows())
     if as_json:
-        from timeline_cli.shapes import sessions_object
+        from .shapes import sessions_object
 
         output.emit_json(sessions_object(found))
         return
     if as_csv:
-        output.table_csv(SessionRow.__struct_fields__, [[getattr(row, name) for name in SessionRow.__struct_fields__] for row in found])
+        output.table_csv(
+            SessionRow.__struct_fields__,
+            [[getattr(row, name) for name in SessionRow.__struct_fields__] for row in found],
+        )
         return
     from rich import box
     from rich.table import Table
@@ -65,9 +68,8 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show a session: its title, when it began, and every turn."""
-    from timeline_cli.app import wait_for
-    from timeline_cli.opening import looking
-
+    from .app import wait_for
+    from .opening import looking
 
     async def load() -> tuple[Session, dict[str, str | bytes]]:
         async with looking() as timeline:
@@ -78,16 +80,18 @@ def show(
 
     found, bodies = wait_for(load())
     if as_json:
-        from timeline_cli.shapes import session_object
+        from .shapes import session_object
 
         output.emit_json(session_object(found, bodies))
         return
     from rich.text import Text
 
-    from timeline_cli.blocks import draw_turn
+    from .blocks import draw_turn
 
     console = output.stdout()
-    console.print(Text(f"{found.session_id}  {output.when(found.started_at)}  {found.title or ''}", style="bold"), soft_wrap=True)
+    console.print(
+        Text(f"{found.session_id}  {output.when(found.started_at)}  {found.title or ''}", style="bold"), soft_wrap=True
+    )
     for turn in found.turns:
         console.print()
         draw_turn(console, turn, bodies)
@@ -97,7 +101,8 @@ def show(
 def rename(session: Annotated[str, SESSION], title: Annotated[str, typer.Argument(help="What to call it.")]) -> None:
     """Give a session another title; commands take it as its name."""
     from timeline.runtime import Timeline
-    from timeline_cli.app import wait_for
+
+    from .app import wait_for
 
     if not title.strip():
         msg = "a title has at least one character: give one"
@@ -118,13 +123,16 @@ def forget(
 ) -> None:
     """Remove what was said in a session from the file for good; what it used and cost stays."""
     from timeline.runtime import Timeline
-    from timeline_cli.app import wait_for
+
+    from .app import wait_for
 
     async def work() -> int:
         async with Timeline.open() as timeline:
             found = await timeline.session(session)
             if not yes:
-                typer.confirm(f"Forget what was said in {found.session_id} ({found.title or 'no title'})?", abort=True, err=True)
+                typer.confirm(
+                    f"Forget what was said in {found.session_id} ({found.title or 'no title'})?", abort=True, err=True
+                )
             return await timeline.forget(found.session_id)
 
     output.notice(f"{wait_for(work())} events lost their text; tokens and cost stay")

@@ -21,7 +21,7 @@ def _seconds(microseconds: int | None) -> float | None:
 
 
 def _usage(attempts: list[Attempt]) -> dict[str, Any]:
-    total = {name: 0 for name in Usage.__struct_fields__}
+    total = dict.fromkeys(Usage.__struct_fields__, 0)
     sources = {attempt.usage_source for attempt in attempts if attempt.usage is not None}
     for attempt in attempts:
         for name in total:
@@ -129,11 +129,7 @@ def report_object(by: str, rows: list[ReportRow], totals: ReportRow) -> dict[str
 
 
 def _sums(row: ReportRow) -> dict[str, Any]:
-    value = {
-        name: getattr(row, name)
-        for name in ReportRow.__struct_fields__
-        if name not in {"group", "nano_usd"}
-    }
+    value = {name: getattr(row, name) for name in ReportRow.__struct_fields__ if name not in {"group", "nano_usd"}}
     known = row.nano_usd or not row.unpriced
     state = "unpriced" if row.unpriced else "priced" if row.nano_usd else "free" if row.free else None
     return {**value, "cost_usd": row.nano_usd / NANO if known else None, "cost_state": state}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from timeline.errors import StoreDamaged
-from timeline_cli import output
+
+from . import output
 
 if TYPE_CHECKING:
     from timeline.store import Stats, Verification
@@ -32,8 +33,8 @@ def path() -> None:
 @app.command()
 def verify(*, as_json: AsJson = False) -> None:
     """Check every event against its digest, and the file as a whole; exit code 1 if something is wrong."""
-    from timeline_cli.app import wait_for
-    from timeline_cli.opening import looking
+    from .app import wait_for
+    from .opening import looking
 
     async def work() -> Verification:
         async with looking() as timeline:
@@ -66,7 +67,8 @@ def rebuild(
 ) -> None:
     """Fold the read models anew from the log, while others go on appending."""
     from timeline.runtime import Timeline
-    from timeline_cli.app import wait_for
+
+    from .app import wait_for
 
     async def work() -> list[str]:
         async with Timeline.open() as timeline:
@@ -80,8 +82,8 @@ def stats(*, as_json: AsJson = False) -> None:
     """Print sizes and versions."""
     import msgspec
 
-    from timeline_cli.app import wait_for
-    from timeline_cli.opening import looking
+    from .app import wait_for
+    from .opening import looking
 
     async def work() -> Stats:
         async with looking() as timeline:
@@ -98,8 +100,8 @@ def stats(*, as_json: AsJson = False) -> None:
 @app.command()
 def backup(target: Annotated[Path, typer.Argument(help="The file to make; it must not exist.")]) -> None:
     """Copy the store to another file while others write to it."""
-    from timeline_cli.app import wait_for
-    from timeline_cli.opening import looking
+    from .app import wait_for
+    from .opening import looking
 
     async def work() -> None:
         async with looking() as timeline:

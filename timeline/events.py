@@ -35,6 +35,7 @@ __all__ = [
     "ErrorInfo",
     "Event",
     "EventData",
+    "InterruptReason",
     "MessageRef",
     "NewEvent",
     "Owner",

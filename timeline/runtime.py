@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from sqlalchemy import Connection
@@ -18,6 +18,7 @@ from timeline.events import (
     Clock,
     Event,
     EventData,
+    MessageRef,
     NewEvent,
     SessionRedacted,
     SessionRenamed,
@@ -40,7 +41,7 @@ from timeline.projections.blocks import (
 )
 from timeline.projections.calls import Calls, OpenAttempt, open_attempts
 from timeline.projections.usage import Grouping, ReportRow, UsageProjection, report
-from timeline.providers.base import Delta, LLMProvider, ModelInfo
+from timeline.providers.base import Delta, LLMProvider, Message, ModelInfo
 from timeline.store import EventStore, is_alive, this_process
 
 __all__ = ["Timeline"]
@@ -121,7 +122,7 @@ class Timeline:
         seed: int | None = None,
         stream: bool = True,
         private: bool = False,
-    ) -> AsyncIterator[Delta | Event | TurnEnd]:
+    ) -> AsyncGenerator[Delta | Event | TurnEnd]:
         """Ask, in a new session or an existing one.
 
         Args:
@@ -130,7 +131,9 @@ class Timeline:
             session: Id, unique prefix, title or `last` of the session to go on with.
             system: System prompt; by default the session's.
             files: Text files that are part of the question.
-            temperature, max_tokens, seed: Sampling; None leaves it to the provider.
+            temperature: Sampling temperature; None leaves it to the provider.
+            max_tokens: Most tokens to answer with.
+            seed: For repeatable sampling, where the provider has it.
             stream: Ask for a streamed answer.
             private: Record totals, not bodies.
 
@@ -147,7 +150,8 @@ class Timeline:
             raise UsageError(msg)
         route, why = self._route(model)
         provider = self.provider(route.provider)
-        session_id, first, past = self._clock.uuid7(), None, ()
+        session_id, first = self._clock.uuid7(), None
+        past: tuple[tuple[Message, MessageRef], ...] = ()
         if session is None:
             title = None if private else _title(prompt)
             first = SessionStarted(client_version=timeline.__version__, owner=this_process(), title=title)
@@ -175,7 +179,7 @@ class Timeline:
             stream=stream,
         )
         turn = answer_directly(self.store, self._manager, self._clock, provider, ask)
-        async with aclosing(turn) as items:  # type: ignore[type-var]
+        async with aclosing(turn) as items:
             async for item in items:
                 yield item
 

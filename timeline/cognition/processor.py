@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from msgspec import Struct
@@ -27,7 +27,7 @@ from timeline.events import (
     TurnInterrupted,
     TurnStarted,
 )
-from timeline.llm.manager import CallContext, CallEnd, LLMManager, error_info, interrupt_reason
+from timeline.llm.manager import CallContext, CallEnd, LLMManager, interrupt_reason
 from timeline.projections.blocks import Session
 from timeline.providers.base import Delta, LLMProvider, LLMRequest, Message
 from timeline.store import EventStore, content_digest, this_process
@@ -91,7 +91,7 @@ class TurnEnd(Struct, frozen=True):
 
 async def answer_directly(
     store: EventStore, manager: LLMManager, clock: Clock, provider: LLMProvider, ask: Ask
-) -> AsyncIterator[Delta | Event | TurnEnd]:
+) -> AsyncGenerator[Delta | Event | TurnEnd]:
     """Work out a turn with one call.
 
     Yields:
@@ -161,7 +161,9 @@ def _nothing() -> asyncio.Future[list[Event]]:
 
 def _opening(ask: Ask) -> tuple[TurnStarted, MessageRef, list[str]]:
     """The turn's first event, how its message is referred to, and the bodies to keep."""
-    bodies = [] if ask.private else [ask.prompt, *(file.text for file in ask.files), *([ask.system] if ask.system else [])]
+    bodies = (
+        [] if ask.private else [ask.prompt, *(file.text for file in ask.files), *([ask.system] if ask.system else [])]
+    )
 
     def ref(body: str | None) -> str | None:
         return None if ask.private or body is None else content_digest(body)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -26,6 +26,7 @@ from timeline.events import (
     ErrorInfo,
     Event,
     EventData,
+    InterruptReason,
     MessageRef,
     NewEvent,
     RequestSent,
@@ -92,7 +93,7 @@ class LLMManager:
 
     async def stream(
         self, provider: LLMProvider, request: LLMRequest, context: CallContext
-    ) -> AsyncIterator[Delta | Event | CallEnd]:
+    ) -> AsyncGenerator[Delta | Event | CallEnd]:
         """Make one call.
 
         Yields:
@@ -263,10 +264,8 @@ class _Attempt:
     def complete(self) -> CallEnd:
         """The provider gave a whole answer."""
         if self._finish is None:
-            raise BrokenStream(
-                f"{self._provider.name} ended its answer without saying that it is whole: ask again",
-                provider=self._provider.name,
-            )
+            msg = f"{self._provider.name} ended its answer without saying that it is whole: ask again"
+            raise BrokenStream(msg, provider=self._provider.name)
         finish, text = self._finish, "".join(self._answer)
         usage = self._usage.usage if self._usage else self._estimate(text)
         done = ResponseCompleted(
@@ -304,7 +303,7 @@ class _Attempt:
         self._end(failed)
         return CallEnd(self._call_id, failed, text, exc)
 
-    def interrupt(self, reason: Any) -> None:
+    def interrupt(self, reason: InterruptReason) -> None:
         """The caller stopped it."""
         if not self._sent:
             return
@@ -386,7 +385,7 @@ def error_info(exc: TimelineError, *, private: bool = False) -> ErrorInfo:
     return ErrorInfo(exc.kind, message, exc.status, exc.code, exc.retryable, exc.retry_after, exc.request_id)
 
 
-def interrupt_reason(exc: BaseException) -> str:
+def interrupt_reason(exc: BaseException) -> InterruptReason:
     """Why a stream was stopped: `closed` by who read it (or a signal to end), else `sigint`."""
     asked_to_end = isinstance(exc, asyncio.CancelledError) and bool(exc.args) and exc.args[0] == "closed"
     return "closed" if isinstance(exc, GeneratorExit) or asked_to_end else "sigint"

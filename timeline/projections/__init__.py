@@ -125,7 +125,10 @@ class Projections:
     # -------------------------------------------------------------- rebuilding
 
     async def rebuild(
-        self, conn: AsyncConnection, read: Callable[[Connection, int, int], Sequence[Event]], names: Iterable[str] | None
+        self,
+        conn: AsyncConnection,
+        read: Callable[[Connection, int, int], Sequence[Event]],
+        names: Iterable[str] | None,
     ) -> list[str]:
         """Fold the whole log into temporary tables while others append, then swap them in.
 
@@ -205,7 +208,8 @@ class Projections:
 
 
 def _head(conn: Connection) -> int:
-    return conn.execute(select(func.coalesce(func.max(_log.c.position), literal_column("0")))).scalar_one()
+    head: int = conn.execute(select(func.coalesce(func.max(_log.c.position), literal_column("0")))).scalar_one()
+    return head
 
 
 def _make(conn: Connection, projection: Projection) -> None:

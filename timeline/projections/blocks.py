@@ -6,7 +6,22 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from msgspec import Struct, field
-from sqlalchemy import Column, Connection, Float, Index, Integer, MetaData, Table, Text, func, insert, literal_column, or_, select, update
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
 from timeline import events as e
 from timeline.errors import AmbiguousName, NotFound
@@ -177,7 +192,9 @@ class SessionRow(Struct, frozen=True):
 def list_sessions(conn: Connection, *, limit: int | None = None) -> list[SessionRow]:
     """Sessions, the one used last first."""
     query = select(sessions).order_by(sessions.c.last_position.desc()).limit(limit)
-    return [SessionRow(row.session_id, row.title, row.turns, row.started_at, row.last_at) for row in conn.execute(query)]
+    return [
+        SessionRow(row.session_id, row.title, row.turns, row.started_at, row.last_at) for row in conn.execute(query)
+    ]
 
 
 def find_session(conn: Connection, name: str) -> str:
@@ -302,7 +319,8 @@ class Turn(Struct):
         """The attempt whose text is the answer; of an unfinished turn the last one that was shown."""
         tried = [attempt for step in self.steps for attempt in step.attempts]
         chosen = [attempt for attempt in tried if attempt.call_id == self.answer_call]
-        return (chosen or tried or [None])[-1]
+        last = chosen or tried
+        return last[-1] if last else None
 
 
 class Session(Struct):

@@ -5,7 +5,20 @@ from __future__ import annotations
 from typing import ClassVar
 
 from msgspec import Struct
-from sqlalchemy import Column, Connection, Float, Index, Integer, MetaData, Table, Text, insert, literal_column, select, update
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 
 from timeline.events import CallFailed, CallInterrupted, Event, Owner, RequestSent, ResponseCompleted
 from timeline.projections import Projection
@@ -82,10 +95,22 @@ class Calls(Projection):
                     time_to_first_token_us=done.time_to_first_token_us,
                 )
             case CallFailed() as failed:
-                self._end(conn, event, failed.attempt, state="failed", reason=failed.error.kind, duration_us=failed.duration_us)
+                self._end(
+                    conn,
+                    event,
+                    failed.attempt,
+                    state="failed",
+                    reason=failed.error.kind,
+                    duration_us=failed.duration_us,
+                )
             case CallInterrupted() as stopped:
                 self._end(
-                    conn, event, stopped.attempt, state="interrupted", reason=stopped.reason, duration_us=stopped.duration_us
+                    conn,
+                    event,
+                    stopped.attempt,
+                    state="interrupted",
+                    reason=stopped.reason,
+                    duration_us=stopped.duration_us,
                 )
             case None if event.type == "call.failed":
                 # Forgotten: which attempt it was is gone with the body; it is the call's open one.

@@ -5,7 +5,21 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from msgspec import Struct
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, case, func, insert, select, text
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    case,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+)
 
 from timeline.events import CallFailed, CallInterrupted, Cost, Event, ResponseCompleted, Usage
 from timeline.projections import Projection
@@ -109,13 +123,14 @@ def report(
     Args:
         conn: Any connection.
         by: The grouping; None for one row of totals. Days are of this machine's time zone.
-        since, until: Only attempts begun at or after, and before, this instant (µs UTC).
+        since: Only attempts begun at or after this instant, µs UTC.
+        until: Only attempts begun before this instant, µs UTC.
         session_id: Only this session's.
     """
     a, u = attempts.c, usage.c
     local = (a.started_at / 1_000_000, "unixepoch", "localtime")
-    groups = {
-        None: text("''"),
+    groups: dict[str | None, ColumnElement[str]] = {
+        None: literal_column("''"),
         "day": func.strftime("%Y-%m-%d", *local),
         "month": func.strftime("%Y-%m", *local),
         "model": a.provider + ":" + a.model,
@@ -124,15 +139,15 @@ def report(
     }
     group = groups[by]
 
-    def count(condition: object) -> object:
-        return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)  # type: ignore[arg-type]
+    def count(condition: ColumnElement[bool]) -> ColumnElement[int]:
+        return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
 
-    def total(column: object) -> object:
+    def total(column: ColumnElement[int]) -> ColumnElement[int]:
         return func.coalesce(func.sum(column), 0)
 
     query = (
         select(
-            group.label("group") if by else text("'' AS 'group'"),
+            group.label("group"),
             func.count(func.distinct(a.call_id)),
             count(a.state == "failed"),
             count(a.state == "interrupted"),
@@ -158,4 +173,5 @@ def report(
         query = query.where(a.started_at < until)
     if session_id is not None:
         query = query.where(a.session_id == session_id)
-    return [ReportRow(*row) for row in conn.execute(query)]
+    names = ReportRow.__struct_fields__
+    return [ReportRow(**dict(zip(names, row, strict=True))) for row in conn.execute(query)]

@@ -10,6 +10,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -22,7 +23,7 @@ from timeline.events import Event, NewEvent, decode
 from timeline.store import integrity, schema, sqlite
 from timeline.store.integrity import Verification, forgotten_digest, is_alive, this_process
 from timeline.store.sqlite import Synchronous, mapped_errors
-from timeline.store.writer import Decide, Writer, content_digest
+from timeline.store.writer import Decide, Writer, content_digest, recorded
 
 __all__ = [
     "EventStore",
@@ -52,7 +53,10 @@ class ReadModels(Protocol):
         """Fold events just inserted, in the same transaction."""
 
     async def rebuild(
-        self, conn: AsyncConnection, read: Callable[[Connection, int, int], Sequence[Event]], names: Iterable[str] | None
+        self,
+        conn: AsyncConnection,
+        read: Callable[[Connection, int, int], Sequence[Event]],
+        names: Iterable[str] | None,
     ) -> list[str]:
         """Fold the whole log anew beside the old tables, then swap; the names of what was rebuilt."""
 
@@ -202,7 +206,8 @@ class EventStore:
             until: Only those up to this position.
         """
         while True:
-            events = await self.query(lambda conn, start=after: _read(conn, start, PAGE, session_id, call_id, until))  # type: ignore[misc]
+            page = partial(_read, after=after, limit=PAGE, session_id=session_id, call_id=call_id, until=until)
+            events = await self.query(page)
             for event in events:
                 yield event
             if len(events) < PAGE:
@@ -270,9 +275,7 @@ class EventStore:
         writer = self._require_writer()
         async with writer.exclusive():
             with mapped_errors(self.path):
-                assert self._write_engine is not None
-                await sqlite.vacuum(self._write_engine)
-                await sqlite.truncate_wal(self._write_engine, wait_seconds=sqlite.BUSY_TIMEOUT_SECONDS)
+                await writer.compact()
         return forgotten
 
     async def backup(self, target: Path) -> None:
@@ -311,6 +314,7 @@ def _read(
     conn: Connection,
     after: int,
     limit: int,
+    *,
     session_id: str | None = None,
     call_id: str | None = None,
     until: int | None = None,
@@ -324,7 +328,7 @@ def _read(
     if until is not None:
         query = query.where(table.c.position <= until)
     return [
-        Event(*row[:10], None if forgotten_digest(row.data.encode()) else decode(row.type, row.v, row.data), row.digest)
+        recorded(row, None if forgotten_digest(row.data.encode()) else decode(row.type, row.v, row.data))
         for row in conn.execute(query)
     ]
 

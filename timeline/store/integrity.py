@@ -1,5 +1,4 @@
-"""How the log is checked, copied and made to forget; and how a process that died is told from one that lives.
-"""
+"""How the log is checked, copied and made to forget; and how a process that died is told from one that lives."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ import socket
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 from sqlalchemy import Connection, LargeBinary, Text, cast, delete, select, update
@@ -18,7 +17,7 @@ from timeline.errors import StoreError, TimelineError
 from timeline.events import CallFailed, Owner, decode
 from timeline.store import schema
 from timeline.store.sqlite import mapped_errors
-from timeline.store.writer import body_digest, chain_digest, content_digest
+from timeline.store.writer import Header, body_digest, chain_digest, content_digest
 
 __all__ = [
     "Check",
@@ -62,7 +61,7 @@ class Verification(Struct, frozen=True):
 class Row(NamedTuple):
     """An event as it stands in the file; text that is no UTF-8 any more is readable all the same."""
 
-    header: tuple[int, str, str, int, str, int, int, str | None, str | None, str | None]
+    header: Header
     data: bytes
     digest: str
 
@@ -113,8 +112,10 @@ def page(conn: Connection, after: int) -> list[Row]:
     found = conn.execute(select(*columns).where(table.c.position > after).order_by(table.c.position).limit(PAGE))
     rows = []
     for *header, data, digest in found:
-        readable = (value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in header)
-        rows.append(Row(tuple(readable), data, digest.decode("utf-8", "replace")))
+        readable: Any = tuple(
+            value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in header
+        )
+        rows.append(Row(readable, data, digest.decode("utf-8", "replace")))
     return rows
 
 
@@ -142,7 +143,7 @@ def damaged_file(conn: Connection) -> str | None:
 
 def forgotten_digest(data: bytes) -> bytes | None:
     """The digest that a tombstone keeps; None for a body that is still there."""
-    if not (data.startswith(_TOMBSTONE) and len(data) == len(_TOMBSTONE) + 34):  # noqa: PLR2004  32 hex digits and `"}`
+    if not (data.startswith(_TOMBSTONE) and len(data) == len(_TOMBSTONE) + 34):
         return None
     try:
         return bytes.fromhex(data[len(_TOMBSTONE) : -2].decode())
@@ -157,7 +158,9 @@ def redact(conn: Connection, session_id: str) -> int:
         How many events lost their data.
     """
     table = schema.events
-    rows = conn.execute(select(table.c.position, table.c.type, table.c.v, table.c.data).where(table.c.session_id == session_id)).all()
+    rows = conn.execute(
+        select(table.c.position, table.c.type, table.c.v, table.c.data).where(table.c.session_id == session_id)
+    ).all()
     forgotten = 0
     references: set[str] = set()
     for row in rows:
@@ -171,7 +174,9 @@ def redact(conn: Connection, session_id: str) -> int:
             conn.execute(update(table).where(table.c.position == row.position).values(data=tombstone))
             forgotten += 1
     for digest in references:
-        used = conn.execute(select(table.c.position).where(table.c.session_id != session_id, table.c.data.contains(digest)).limit(1)).first()
+        used = conn.execute(
+            select(table.c.position).where(table.c.session_id != session_id, table.c.data.contains(digest)).limit(1)
+        ).first()
         if used is None:
             conn.execute(delete(schema.contents).where(schema.contents.c.digest == digest))
     return forgotten

@@ -51,7 +51,9 @@ Synchronous = Literal["full", "normal"]
 power cut may take the last commits (never the file). https://sqlite.org/pragma.html#pragma_synchronous"""
 
 
-def engine(path: Path, *, synchronous: Synchronous = "full", mode: Literal["write", "read", "immutable"]) -> AsyncEngine:
+def engine(
+    path: Path, *, synchronous: Synchronous = "full", mode: Literal["write", "read", "immutable"]
+) -> AsyncEngine:
     """An engine on the file.
 
     Args:
@@ -60,7 +62,11 @@ def engine(path: Path, *, synchronous: Synchronous = "full", mode: Literal["writ
         mode: `write`; `read` (refuses to write); `immutable` (for a folder that can't be
             written, where WAL mode could not even read: nobody else may be writing).
     """
-    url = f"sqlite+aiosqlite:///{_immutable(path)}" if mode == "immutable" else URL.create("sqlite+aiosqlite", database=str(path))
+    url = (
+        f"sqlite+aiosqlite:///{_immutable(path)}"
+        if mode == "immutable"
+        else URL.create("sqlite+aiosqlite", database=str(path))
+    )
     made = create_async_engine(
         url,
         connect_args={"timeout": BUSY_TIMEOUT_SECONDS},
@@ -76,7 +82,9 @@ def connect(path: Path, *, synchronous: Synchronous = "full") -> Iterator[Connec
     """One write transaction without an event loop, for making and migrating the file; puts it into WAL mode first."""
     with plain(path) as conn:
         conn.execute("PRAGMA journal_mode=WAL")
-    made = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+    made = create_engine(
+        URL.create("sqlite", database=str(path)), poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}
+    )
     _configure(made, synchronous, writes=True)
     with made.begin() as connection:
         yield connection
@@ -156,7 +164,9 @@ def _error(path: Path, exc: BaseException) -> StoreError:
     code = (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
     match code:
         case sqlite3.SQLITE_FULL:
-            return StoreFull(f"no space left to record in {path}: free some and ask again; all that was recorded is kept")
+            return StoreFull(
+                f"no space left to record in {path}: free some and ask again; all that was recorded is kept"
+            )
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
             return StoreReadOnly(f"the store {path} can't be written ({exc}): choose another place with TIMELINE_HOME")
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
@@ -164,7 +174,9 @@ def _error(path: Path, exc: BaseException) -> StoreError:
                 f"another process has held {path} for over {BUSY_TIMEOUT_SECONDS} s: end it, or try again later"
             )
         case sqlite3.SQLITE_NOTADB:
-            return NotATimelineStore(f"{path} is not a timeline store: move it away, or choose another with TIMELINE_HOME")
+            return NotATimelineStore(
+                f"{path} is not a timeline store: move it away, or choose another with TIMELINE_HOME"
+            )
         case sqlite3.SQLITE_CORRUPT:
             return StoreDamaged(f"{path} is damaged ({exc}): run 'timeline store verify', and restore a backup")
     if "decode" in str(exc):

@@ -11,17 +11,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, Row, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from timeline.errors import IdempotencyConflict, StoreError, TimelineError, VersionConflict
-from timeline.events import Event, NewEvent, encode
+from timeline.events import Event, EventData, NewEvent, encode
 from timeline.store import schema
-from timeline.store.sqlite import mapped_errors, truncate_wal, wal_size
+from timeline.store.sqlite import BUSY_TIMEOUT_SECONDS, mapped_errors, truncate_wal, vacuum, wal_size
 
 __all__ = ["Decide", "Fold", "Writer", "body_digest", "chain_digest", "content_digest"]
 
@@ -62,17 +62,20 @@ def body_digest(data: bytes) -> bytes:
 _header = msgspec.json.Encoder()
 
 
+Header = tuple[int, str, str, int, str, int, int, str | None, str | None, str | None]
+"""position, event_id, session_id, version, type, v, recorded_at, turn_id, step_id, call_id."""
+
+
 def chain_digest(
     previous: str,
-    header: tuple[int, str, str, int, str, int, int, str | None, str | None, str | None],
+    header: Header,
     data_digest: bytes,
 ) -> str:
     """One link of a session's chain: BLAKE2b-128(previous digest ‖ header fields ‖ digest of the data), hex.
 
     Args:
         previous: Digest of the session's event before, hex; empty for its first.
-        header: position, event_id, session_id, version, type, v, recorded_at, turn_id, step_id, call_id;
-            hashed as a JSON array.
+        header: The event's other columns, hashed as a JSON array.
         data_digest: 16 bytes; a tombstone keeps them, so the chain verifies without the data.
     """
     link = blake2b(bytes.fromhex(previous), digest_size=16)
@@ -125,6 +128,11 @@ class Writer:
         if wal_size(self._path):
             with mapped_errors(self._path):
                 await truncate_wal(self._engine, wait_seconds=0.05)
+
+    async def compact(self) -> None:
+        """Rewrite the file without its free pages, and empty the write-ahead log; call it while `exclusive` is held."""
+        await vacuum(self._engine)
+        await truncate_wal(self._engine, wait_seconds=BUSY_TIMEOUT_SECONDS)
 
     def exclusive(self) -> asyncio.Lock:
         """Held while someone else uses the write connection for what is no append (VACUUM, rebuild)."""
@@ -188,7 +196,7 @@ class Writer:
 
     def _admit(
         self, conn: Connection, batch: _Batch, head: int
-    ) -> tuple[list[tuple[Event, dict[str, object]]], list[Event]]:
+    ) -> tuple[list[tuple[Event, dict[str, int | str | None]]], list[Event]]:
         """Number and chain a batch's events, or say why it can't be appended; nothing is written yet."""
         new = batch.decide(conn)
         known = _known(conn, new)
@@ -226,7 +234,7 @@ class Writer:
         return (row.version, row.digest) if row else (0, "")
 
 
-def _chained(event: NewEvent, position: int, version: int, previous: str) -> tuple[Event, dict[str, object]]:
+def _chained(event: NewEvent, position: int, version: int, previous: str) -> tuple[Event, dict[str, int | str | None]]:
     text = encode(event.data)
     header = (
         position,
@@ -246,6 +254,12 @@ def _chained(event: NewEvent, position: int, version: int, previous: str) -> tup
     return Event(*header, event.data, digest), row
 
 
+def recorded(row: Row[Any], data: EventData | None) -> Event:
+    """An event from its row and its decoded body."""
+    columns = row._mapping  # noqa: SLF001  public API with an underscore, so as not to clash with columns
+    return Event(**{name: columns[name] for name in Event.__struct_fields__ if name != "data"}, data=data)
+
+
 def _known(conn: Connection, new: Sequence[NewEvent]) -> list[Event]:
     """Those of the events whose ids are recorded; an id with another body is a conflict."""
     table = schema.events
@@ -256,5 +270,5 @@ def _known(conn: Connection, new: Sequence[NewEvent]) -> list[Event]:
         if (row.session_id, row.type, row.data) != (event.session_id, event.data.type, encode(event.data)):
             msg = f"event {event.event_id} is recorded with another body: an id stands for one fact"
             raise IdempotencyConflict(msg)
-        known.append(Event(*row[:10], event.data, row.digest))
+        known.append(recorded(row, event.data))
     return known
