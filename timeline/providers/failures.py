@@ -277,7 +277,7 @@ def error_from(
     )
 
 
-def _sentence(  # noqa: PLR0917
+def _sentence(
     speaker: Speaker, kind: type[ProviderError], status: int, said: str, wait: float | None, model: str
 ) -> str:
     """What happened, to what, and what to do next; then the provider's own words."""
@@ -298,7 +298,8 @@ def _sentence(  # noqa: PLR0917
         ProviderTimeout: ("took too long", later),
         InvalidRequest: ("refused the request", "change it or the model"),
     }[kind]
-    return f"{speaker.name} {happened} ({status}): {advice}" + (f" (it said: {said})" if said else "")
+    place = f" ({status})" if status >= 400 else ""  # noqa: PLR2004 - an error after a good start has no status
+    return f"{speaker.name} {happened}{place}: {advice}" + (f" (it said: {said})" if said else "")
 
 
 class Head(Struct, frozen=True):

@@ -18,7 +18,7 @@ BOM = b"\xef\xbb\xbf"
 LF, CR = 10, 13
 
 
-class LineTooLong(Exception):  # noqa: N818 - never leaves the package: becomes BadResponse with the provider's name
+class LineTooLong(Exception):
     """A line passed `MAX_LINE` bytes."""
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import re
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -28,6 +27,7 @@ from timeline.errors import (
     ProviderError,
     ProviderTimeout,
 )
+from timeline.providers.address import header_value, is_loopback, secrets_in, split_url
 from timeline.providers.base import Collector, Item, LLMProvider, LLMRequest, LLMResponse
 from timeline.providers.failures import Complaint, Head, Speaker
 from timeline.providers.framing import Framer, LineTooLong, SSEFramer
@@ -64,46 +64,6 @@ class Parser(Protocol):
             BrokenStream: The answer isn't whole.
         """
         ...
-
-
-def split_url(base_url: str) -> tuple[str, str, str | None, str]:
-    """A base URL as `(address without credentials and query, query, user:password, host)`.
-
-    Raises:
-        ConfigError: It isn't an http or https URL.
-    """
-    try:
-        parts = urlsplit(base_url.strip())
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not host:
-        # The value itself may hold a password: it is not repeated.
-        msg = "base_url is no http:// or https:// address: write it like https://api.example.com/v1"
-        raise ConfigError(msg)
-    place = f"[{host}]" if ":" in host else host
-    place += f":{port}" if port is not None else ""
-    userinfo = None
-    if parts.username is not None or parts.password is not None:
-        userinfo = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-    return f"{parts.scheme}://{place}{parts.path.rstrip('/')}", parts.query, userinfo, host
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine."""
-    return host in ("localhost", "::1", "0.0.0.0", "::") or host.startswith("127.") or host.endswith(".localhost")  # noqa: S104 - compared, not bound
-
-
-_SECRET_HEADER = re.compile(r"key|token|secret|auth|cookie|password", re.IGNORECASE)
-_SHORTEST_SECRET = 4
-
-
-def _header_value(name: str, value: str) -> str:
-    if not value.isascii() or not value.isprintable():
-        msg = f"the key or a header of {name} holds characters that HTTP doesn't allow: paste it again"
-        raise ConfigError(msg)
-    return value
 
 
 def late(name: str, what: str) -> ProviderTimeout:
@@ -145,7 +105,9 @@ def network_error(exc: Exception, speaker: Speaker, timeouts: Timeouts) -> Provi
             if certificate:
                 return lost(why, "name the authority's certificate with ca_file", retryable=False)
             return lost(why, speaker.unreachable_advice)
-    return NetworkError(f"{name} closed the connection at {where} before it answered: try again", provider=name)
+        case httpx.RemoteProtocolError():
+            return lost("it closed the connection without an answer", "try again")
+    return NetworkError(f"{name} broke the connection to {where} off: try again", provider=name)
 
 
 def _connect_failure(exc: BaseException) -> tuple[str, bool]:
@@ -251,6 +213,18 @@ def last_items(head: Head, framer: Framer, parser: Parser) -> Iterator[Item]:
     yield from parser.end()
 
 
+def _whole_items(parser: Parser, payload: bytes) -> Iterator[Item]:
+    """The items of an answer that wasn't asked to be streamed, though some servers stream it all the same."""
+    payloads = [payload]
+    if payload.lstrip()[:5] in (b"data:", b"event"):
+        framer = SSEFramer()
+        payloads = [*framer.feed(payload), *framer.end()]
+    for each in payloads:
+        yield from parser.items(each)
+    if not parser.done:
+        yield from parser.end()
+
+
 def _body(response: httpx.Response) -> AsyncIterable[bytes]:
     """What each network read brought. Where nothing encodes it, `aiter_raw` would cost a generator more."""
     if response.headers.get("content-encoding", "identity") == "identity":
@@ -292,7 +266,7 @@ class HTTPProvider(LLMProvider):
         self.name = name
         self.timeouts = timeouts
         self._declared_local = local
-        self._extra_headers = {key.lower(): _header_value(name, value) for key, value in (headers or {}).items()}
+        self._extra_headers = {key.lower(): header_value(name, value) for key, value in (headers or {}).items()}
         self._ca_file = ca_file
         self._client: httpx.AsyncClient | None = None
         self._client_loop: asyncio.AbstractEventLoop | None = None
@@ -307,18 +281,17 @@ class HTTPProvider(LLMProvider):
         Raises:
             ConfigError: The address or the key can't be used.
         """
-        self.base_url, self._query, self._userinfo, self.host = split_url(base_url)
-        self._api_key = _header_value(self.name, api_key.strip()) or None if api_key else None
-        secrets = [self._api_key, self._userinfo, (self._userinfo or "").partition(":")[2], self._query]
-        secrets += [value for key, value in self._extra_headers.items() if _SECRET_HEADER.search(key)]
+        origin, path, self._query, self._userinfo, self.host = split_url(base_url)
+        self.base_url = origin + self.prefix(path)
+        self._api_key = header_value(self.name, api_key.strip()) or None if api_key else None
         advice = f"set {self.key_variable}" if self.key_variable else "check its api_key"
-        self._speaker = Speaker(
-            self.name,
-            self.base_url,
-            advice,
-            tuple(sorted({s for s in secrets if s and len(s) >= _SHORTEST_SECRET}, key=len, reverse=True)),
-            self.unreachable_advice,
-        )
+        userinfo = self._userinfo or ""
+        secrets = secrets_in((self._api_key, userinfo, userinfo.partition(":")[2], self._query), self._extra_headers)
+        self._speaker = Speaker(self.name, self.base_url, advice, secrets, self.unreachable_advice)
+
+    def prefix(self, path: str) -> str:
+        """The path below which the endpoints stand, from the base URL's (no slash at its end)."""
+        return path
 
     @property
     def local(self) -> bool:
@@ -360,15 +333,15 @@ class HTTPProvider(LLMProvider):
         """
 
     @abstractmethod
-    def parser(self, head: Head) -> Parser:
-        """A parser for the answer that begins with `head`."""
+    def parser(self, head: Head, request: LLMRequest) -> Parser:
+        """A parser for the answer to `request` that begins with `head`."""
 
     async def prepare(self, request: LLMRequest | None) -> None:
         """Called ahead of every request; None where it's not for a model."""
 
     # -------------------------------------------------------------- the contract
 
-    async def stream_request(self, request: LLMRequest) -> AsyncIterator[Item]:
+    async def stream_request(self, request: LLMRequest) -> AsyncGenerator[Item, None]:
         """Ask, and yield items as they arrive; see `LLMProvider.stream_request`."""
         await self.prepare(request)
         content = msgspec.json.encode(self.body(request, stream=True))
@@ -379,7 +352,7 @@ class HTTPProvider(LLMProvider):
             head = self._head(response, request.model)
             if head.status >= _FIRST_ERROR:
                 raise await self._refusal(response, head)
-            parser, framer = self.parser(head), self.framer()
+            parser, framer = self.parser(head, request), self.framer()
             first, between = self.timeouts.first_byte, self.timeouts.between_chunks
             # From here on httpx waits without a limit of its own: the watch does, for less.
             response.request.extensions["timeout"]["read"] = None
@@ -415,11 +388,9 @@ class HTTPProvider(LLMProvider):
         await self.prepare(request)
         content = msgspec.json.encode(self.body(request, stream=False))
         head, payload = await self._exchange("POST", self.path(request, stream=False), content, model=request.model)
-        parser = self.parser(head)
-        for item in parser.items(payload):
-            collector.add(item)
+        parser = self.parser(head, request)
         try:
-            for item in parser.end():
+            for item in _whole_items(parser, payload):
                 collector.add(item)
         except BrokenStream:
             raise head.bad(payload, what="no answer") from None

@@ -1,0 +1,108 @@
+"""A process that has imported the command line once and forks for every run: hundreds of runs without a second of imports each.
+
+What is run is the same code in a process of its own, with its own pid, signals, standard streams and
+end of the interpreter. Run as a script: `python zygote.py SOCKET`. A request is one message of JSON
+with three file descriptors beside it; the answers are the pid, then the wait status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+
+
+def _preload() -> None:
+    import httpcore  # noqa: F401
+    import httpx  # noqa: F401
+    import rich.markdown
+    import rich.table  # noqa: F401
+    import sqlalchemy.dialects.sqlite.aiosqlite  # noqa: F401
+    from timeline_cli import app, ask, blocks, replay, report, sessions, shapes, store  # noqa: F401
+
+    import timeline.providers.openai
+    import timeline.runtime  # noqa: F401
+
+    gc.freeze()
+
+
+def _serve(listener: socket.socket) -> dict | None:
+    """Fork a child a request; what the child is to run, in the child, and None at the end of the parent's life."""
+    children: dict[int, socket.socket] = {}
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    while True:
+        ready, _, _ = select.select([listener, woken, 0], [], [])
+        if 0 in ready:
+            # Whoever started this is gone.
+            return None
+        if woken in ready:
+            os.read(woken, 1024)
+            _reap(children)
+        if listener not in ready:
+            continue
+        asking, _ = listener.accept()
+        data, streams, _, _ = socket.recv_fds(asking, 1 << 20, 3)
+        if not data:
+            # Somebody only looked whether we are here.
+            asking.close()
+            continue
+        pid = os.fork()
+        if pid:
+            for number in streams:
+                os.close(number)
+            asking.sendall(f"{pid}\n".encode())
+            children[pid] = asking
+            continue
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for connection in (listener, asking, *children.values()):
+            connection.close()
+        os.close(woken)
+        os.close(wake)
+        for target, number in enumerate(streams):
+            os.dup2(number, target)
+            os.close(number)
+        return json.loads(data)
+
+
+def _reap(children: dict[int, socket.socket]) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            asking = children.pop(pid)
+            with contextlib.suppress(OSError):
+                asking.sendall(f"{status}\n".encode())
+            asking.close()
+
+
+def _become(job: dict) -> None:
+    os.chdir(job["cwd"])
+    os.environ.clear()
+    os.environ.update(job["env"])
+    sys.argv = ["timeline", *job["argv"]]
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+
+
+if __name__ == "__main__":
+    _preload()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(sys.argv[1])
+        server.listen(128)
+        wanted = _serve(server)
+    if wanted is not None:
+        _become(wanted)
+        from timeline_cli import main
+
+        main()

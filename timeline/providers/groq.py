@@ -1,0 +1,81 @@
+"""Groq: OpenAI's format with its own word for the answer's length, for reasoning and for structured output.
+
+Source: Groq's API reference, "Chat completions", "Reasoning" and "Structured outputs". `x_groq` is
+read by `ChatParser`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+from timeline.providers.base import LLMRequest
+from timeline.providers.openai import OpenAIProvider
+from timeline.providers.waiting import Timeouts
+
+__all__ = ["GroqProvider"]
+
+_TAKES_SCHEMA = re.compile(r"gpt-oss|kimi-k2|llama-4|safeguard", re.IGNORECASE)
+_TAKES_EFFORT = re.compile(r"gpt-oss", re.IGNORECASE)
+
+
+class GroqProvider(OpenAIProvider):
+    """Groq.
+
+    Args:
+        api_key: From https://console.groq.com/keys.
+        base_url: With `/openai/v1`, which is added where the path is empty.
+        name: As configured.
+        local: For a stand-in on this machine.
+        timeouts: See `Timeouts`.
+        headers: Further request headers.
+        ca_file: PEM file of certificate authorities to trust.
+
+    Raises:
+        ConfigError: The address, the key or a header can't be used.
+    """
+
+    key_variable: ClassVar[str | None] = "GROQ_API_KEY"
+    default_host: ClassVar[str | None] = "api.groq.com"
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        base_url: str = "https://api.groq.com/openai/v1",
+        *,
+        name: str = "groq",
+        local: bool = False,
+        timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+        headers: Mapping[str, str] | None = None,
+        ca_file: str | None = None,
+    ) -> None:
+        super().__init__(api_key, base_url, name=name, local=local, timeouts=timeouts, headers=headers, ca_file=ca_file)
+
+    def prefix(self, path: str) -> str:
+        """Groq's own clients are given the host alone."""
+        return path or "/openai/v1"
+
+    @property
+    def max_tokens_field(self) -> str:
+        """The new name."""
+        return "max_completion_tokens"
+
+    def adapt(self, body: dict[str, Any], request: LLMRequest) -> None:
+        """Reasoning and structured output differ from model to model."""
+        if request.reasoning is not None and not _TAKES_EFFORT.search(request.model):
+            # Qwen and others only know on and off, and put their thoughts into the answer unless told otherwise.
+            body["reasoning_effort"] = "none" if request.reasoning == "none" else "default"
+            body["reasoning_format"] = "parsed"
+        elif request.reasoning == "none":
+            body["reasoning_effort"] = "low"
+        if request.response_schema is not None and not _TAKES_SCHEMA.search(request.model):
+            # These only promise JSON; the schema is put to them in words.
+            body["response_format"] = {"type": "json_object"}
+            schema = msgspec.json.encode(request.response_schema).decode()
+            rule = {"role": "system", "content": f"Answer with one JSON object that follows this JSON Schema: {schema}"}
+            body["messages"] = [rule, *body["messages"]]
+        elif request.response_schema is not None and not _TAKES_EFFORT.search(request.model):
+            body["response_format"]["json_schema"]["strict"] = False
