@@ -1,6 +1,6 @@
-"""How many bytes of the store a 500-token answer takes, beside simonw's `llm`, measured in one run.
+"""How many bytes of the store a 500-token answer takes, beside `llm` (https://llm.datasette.io), in one run.
 
-    python benchmarks/storage.py [--answers 20] [--rates 0,80] [--llm PATH_TO_LLM]
+    python benchmarks/storage.py [--answers 20] [--rates 0,80] [--llm PATH]
 
 Both programs ask the same loopback server, which streams the same distinct English answers in
 OpenAI's format, one token a chunk. The file is measured after its write-ahead log was folded in.
@@ -65,7 +65,7 @@ def serve(rate: float) -> None:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_request(self, *_: object) -> None:
             """Stay silent."""
 
         def send(self, media_type: str, body: bytes) -> None:
@@ -163,6 +163,15 @@ def measure_llm(llm: str, address: str, home: Path, answers: int) -> list[int]:
     return growth([llm, "-m", MODEL], environment, home / "logs.db", answers)
 
 
+def measure_timeline(timeline: str, address: str, home: Path, answers: int) -> list[int]:
+    """Our own growth, over a store that holds nothing yet."""
+    home.mkdir()
+    (home / "config.yaml").write_text(json.dumps({"llm_providers": {MODEL: {"kind": "openai", "base_url": address}}}))
+    environment = {"TIMELINE_HOME": str(home)}
+    subprocess.run([timeline, "store", "rebuild"], env=os.environ | environment, check=True, stdout=subprocess.DEVNULL)
+    return growth([timeline, "ask", "-m", f"{MODEL}:{MODEL}"], environment, home / "timeline.db", answers)
+
+
 def report(name: str, rate: float, grown: list[int]) -> float:
     """Print one line and return the mean, bytes an answer."""
     mean = statistics.mean(grown)
@@ -171,29 +180,66 @@ def report(name: str, rate: float, grown: list[int]) -> float:
     return mean
 
 
+def beside_python(name: str) -> str | None:
+    """The executable of this environment, else that on the path."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+def one_line(command: list[str]) -> str:
+    """What a short command prints."""
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def file_system(folder: Path) -> str:
+    """The type of file system that holds the folder, where the machine tells."""
+    mounts = Path("/proc/mounts")
+    if not mounts.exists():
+        return "unknown"
+    places = [line.split()[1:3] for line in mounts.read_text().splitlines()]
+    holding = [(place, kind) for place, kind in places if folder.resolve().is_relative_to(place)]
+    return max(holding, key=lambda found: len(found[0]))[1]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", type=int, default=20)
     parser.add_argument("--rates", default="0,80", help="tokens a second, 0 is full speed")
-    parser.add_argument("--llm", default=shutil.which("llm"), help="the llm executable to compare with")
+    parser.add_argument("--timeline", default=beside_python("timeline"), help="the timeline executable")
+    parser.add_argument(
+        "--llm", default=beside_python("llm"), help="the llm executable to compare with, if there is one"
+    )
     parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve is not None:
         return serve(options.serve)
 
     corpus = sentences()
-    texts = ["".join(answer(number, corpus)) for number in range(options.answers)]
-    print(f"{platform.platform()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}")
+    length = statistics.mean(len("".join(answer(number, corpus))) for number in range(options.answers))
+    print(f"{platform.platform()}, {platform.machine()}, file system {file_system(Path(tempfile.gettempdir()))}")
     print(
-        f"{options.answers} distinct answers of {TOKENS} tokens, {statistics.mean(map(len, texts)) / TOKENS:.2f}"
-        f" characters a token, {statistics.mean(map(len, texts)):,.0f} characters of text each"
+        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {one_line([options.timeline, '--version'])}"
+    )
+    print(
+        one_line([options.llm, "--version"])
+        if options.llm
+        else "llm is not installed: pip install llm, or name it with --llm"
+    )
+    print(
+        f"{options.answers} answers of {TOKENS} tokens, {length:,.0f} characters of text each ({length / TOKENS:.2f} a token)"
     )
     for rate in map(float, options.rates.split(",")):
         with tempfile.TemporaryDirectory() as folder:
-            if options.llm:
-                with server(rate) as address:
-                    report("llm", rate, measure_llm(options.llm, address, Path(folder, "llm"), options.answers))
+            with server(rate) as address:
+                ours = report(
+                    "timeline", rate, measure_timeline(options.timeline, address, Path(folder, "ours"), options.answers)
+                )
+            if not options.llm:
+                continue
+            with server(rate) as address:
+                theirs = report("llm", rate, measure_llm(options.llm, address, Path(folder, "llm"), options.answers))
+            print(f"{'ratio':<10} {ours / theirs:.2f}")
     return None
 
 
