@@ -1,0 +1,367 @@
+"""The local model: llama.cpp in a process of its own, asked in OpenAI's format over the loopback interface.
+
+Knows when a model is fetched, loaded, loaded anew and let go; how llama.cpp runs stands in
+`llama_process`, where files come from in `models`, and what is said over the wire in `openai`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+from timeline.errors import ModelNotFound, ModelUnavailable, TimelineError
+from timeline.providers import llama_process
+from timeline.providers.base import Capabilities, Item, LLMProvider, LLMRequest, LLMResponse, ModelInfo
+from timeline.providers.gguf import read_header
+from timeline.providers.models import KNOWN_MODELS, KnownModel, ModelStore, Progress
+from timeline.providers.openai import OpenAIProvider
+from timeline.providers.waiting import Timeouts
+
+__all__ = ["LARGEST_DEFAULT_CONTEXT", "EmbeddedProvider"]
+
+LARGEST_DEFAULT_CONTEXT = 8192
+"""Tokens of context that a model gets unasked. The memory for them is taken when it is loaded: 188 MB for
+smollm2's 8192, but 16 GB for the 131,072 of an 8B model."""
+
+PATIENCE = Timeouts(connect=None, first_byte=None, between_chunks=None, total=None)
+"""Slow isn't stuck: fifty processes on two cores take minutes. A process that ended closes its connections."""
+
+ENVIRONMENT = {
+    # Threads that wait for one another spin this often before they sleep. libgomp's 300,000 make 10 processes
+    # on 2 cores eight times slower than they need be; alone, none is slower for it.
+    "GOMP_SPINCOUNT": "1000",
+    # At abort() ggml would start a debugger.
+    "GGML_NO_BACKTRACE": "1",
+}
+
+
+class EmbeddedProvider(LLMProvider):
+    """Models that run on this machine with nothing else installed or running.
+
+    A model is fetched and loaded at its first use, or by `load` and `warm_up`, and stays loaded until
+    `aclose`. Requests to one model take turns.
+
+    Args:
+        models: Names and paths of GGUF files; None as path means the built-in model of that name.
+        name: As configured.
+        models_dir: Where built-in models are found and fetched to.
+        context: Tokens of context for every model; by default what each was trained for, up to
+            `LARGEST_DEFAULT_CONTEXT`.
+        progress: Told about what takes long, see `timeline.providers.models.Progress`.
+        known: The built-in models.
+
+    Raises:
+        ConfigError: A name without a path is no built-in model.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(schema=True)
+
+    def __init__(
+        self,
+        models: Mapping[str, str | None] | None = None,
+        *,
+        name: str = "embedded",
+        models_dir: Path,
+        context: int | None = None,
+        progress: Progress | None = None,
+        known: Mapping[str, KnownModel] = KNOWN_MODELS,
+    ) -> None:
+        self.name = name
+        self._store = ModelStore(models_dir, models, known=known)
+        self._context = context
+        self._progress = progress
+        self._engines: dict[str, _Engine] = {}
+        self._loading: dict[str, _Shared] = {}
+
+    @property
+    def local(self) -> bool:
+        """Always: nothing leaves this machine."""
+        return True
+
+    async def make_request(self, request: LLMRequest) -> LLMResponse:
+        """Ask without streaming; see `LLMProvider.make_request`.
+
+        Raises:
+            ModelUnavailable: The model can't be fetched or loaded.
+            ProviderError: The attempt failed.
+        """
+        return await (await self._server(request.model)).make_request(request)
+
+    async def stream_request(self, request: LLMRequest) -> AsyncIterator[Item]:
+        """Ask, and yield items as they arrive; see `LLMProvider.stream_request`.
+
+        Raises:
+            ModelUnavailable: The model can't be fetched or loaded.
+            ProviderError: The attempt failed.
+        """
+        server = await self._server(request.model)
+        async with aclosing(server.stream_request(request)) as items:
+            async for item in items:
+                yield item
+
+    async def get_available_models(self) -> list[ModelInfo]:
+        """The configured models, but for those whose file isn't there.
+
+        Raises:
+            ModelUnavailable: xllamacpp isn't installed, so that none can be asked.
+        """
+        _require_engine()
+        found = []
+        for name in self._store.names:
+            with suppress(ModelUnavailable):
+                known, status = self._store.known(name), await asyncio.to_thread(self._store.status, name)
+                found.append(
+                    ModelInfo(
+                        name,
+                        self.name,
+                        context=self._context
+                        or min(status.context or LARGEST_DEFAULT_CONTEXT, LARGEST_DEFAULT_CONTEXT),
+                        local=True,
+                        digest=f"sha256:{known.sha256}" if known else None,
+                        # llama.cpp hands tools to the model's template; smollm2's has no place for them.
+                        capabilities=Capabilities(tools=known is None, schema=True),
+                    )
+                )
+        return found
+
+    async def load(self, model: str | None = None) -> None:
+        """Fetch and load a model ahead of the first request.
+
+        Args:
+            model: Which; by default the first.
+
+        Raises:
+            ModelNotFound: It isn't configured.
+            ModelUnavailable: It can't be fetched or loaded.
+        """
+        await self._server(model if model is not None else next(iter(self._store.names), ""))
+
+    async def warm_up(self, model: str | None = None) -> None:
+        """As `load`; what goes wrong is left for the first request to meet."""
+        with suppress(TimelineError):
+            await self.load(model)
+
+    async def aclose(self) -> None:
+        """End the processes and give back their memory; a later request loads its model anew."""
+        loading, self._loading = self._loading, {}
+        engines, self._engines = self._engines, {}
+        for shared in loading.values():
+            await shared.cancel()
+        for engine in engines.values():
+            await engine.aclose()
+
+    async def _server(self, model: str) -> OpenAIProvider:
+        """The server of a model, running; concurrent callers wait for one load."""
+        engine = self._engines.get(model)
+        if engine is not None:
+            if engine.alive:
+                return engine.server
+            del self._engines[model]
+            await engine.aclose()
+        shared = self._loading.get(model)
+        if shared is None or not shared.usable:
+            if model not in self._store.names:
+                msg = f"{self.name} doesn't know the model {model!r}: choose from {', '.join(self._store.names)}"
+                raise ModelNotFound(msg, provider=self.name)
+            shared = self._loading[model] = _Shared(asyncio.create_task(self._load(model)))
+        try:
+            return (await shared.result()).server
+        finally:
+            if self._loading.get(model) is shared and not shared.usable:
+                del self._loading[model]
+
+    async def _load(self, model: str) -> _Engine:
+        _require_engine()
+        path = await self._store.fetch(model, self._progress)
+        known = self._store.known(model)
+        context = self._context or min(read_header(path).context or LARGEST_DEFAULT_CONTEXT, LARGEST_DEFAULT_CONTEXT)
+        engine = _Engine(self.name, model, path, context, known.sampling if known else {})
+        try:
+            await asyncio.to_thread(engine.start)
+        except BaseException:
+            await engine.aclose()
+            raise
+        self._engines[model] = engine
+        return engine
+
+
+class _Shared:
+    """A load that many wait for; it goes on as long as one of them does."""
+
+    def __init__(self, task: asyncio.Task[_Engine]) -> None:
+        self._task = task
+        self._waiting = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is still under way, in this event loop."""
+        return not self._task.done() and self._task.get_loop() is asyncio.get_running_loop()
+
+    async def result(self) -> _Engine:
+        self._waiting += 1
+        task = asyncio.current_task()
+        try:
+            return await asyncio.shield(self._task)
+        except asyncio.CancelledError:
+            if self._task.cancelled() and not (task and task.cancelling()):
+                msg = "the embedded model was closed while it loaded: ask again"
+                raise ModelUnavailable(msg) from None
+            raise
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                await self.cancel()
+
+    async def cancel(self) -> None:
+        """Stop it, and wait until what it began is undone."""
+        if not self._task.done() and self._task.get_loop() is asyncio.get_running_loop():
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        if self._task.done() and not self._task.cancelled():
+            self._task.exception()  # Asked for, so that asyncio doesn't report it as never retrieved.
+
+
+class _Server(OpenAIProvider):
+    """llama.cpp's own HTTP server."""
+
+    key_variable = None
+
+    @property
+    def unreachable_advice(self) -> str:
+        """Its process ended."""
+        return "ask again, and the model is loaded anew"
+
+
+class _Engine:
+    """One loaded model: its process, and a client of the server in it."""
+
+    server: OpenAIProvider
+
+    def __init__(self, provider: str, model: str, path: Path, context: int, sampling: dict[str, float]) -> None:
+        self._provider = provider
+        self._model = model
+        self._path = path
+        self._context = context
+        self._sampling = sampling
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard = threading.Lock()
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the process and wait until it serves, however long that takes; for a thread of its own.
+
+        Raises:
+            ModelUnavailable: It doesn't, or was closed meanwhile.
+        """
+        with self._guard:
+            if self._closed:
+                raise ModelUnavailable(self._sentence("it was closed while it loaded"))
+            process = self._process = self._spawn()
+            weakref.finalize(self, _end, process, os.getpid())
+        stdin, stdout = process.stdin, process.stdout
+        if stdin is None or stdout is None:  # They never are, with pipes asked for.
+            raise ModelUnavailable(self._sentence("it has no pipes"))
+        complaints: list[str] = []
+        key = secrets.token_urlsafe(32)
+        with stdout:
+            with suppress(BrokenPipeError):
+                stdin.write(self._told(key))
+            for line in stdout:
+                if line.startswith(llama_process.READY):
+                    address = line.removeprefix(llama_process.READY).decode().strip()
+                    self.server = _Server(key, f"{address}/v1", name=self._provider, local=True, timeouts=PATIENCE)
+                    return
+                complaints.append(line.decode("utf-8", "replace").strip())
+        raise ModelUnavailable(self._sentence(_reason(complaints, process.wait())))
+
+    def _told(self, key: str) -> bytes:
+        """The line that the process waits for. The key goes this way alone: others can read argv."""
+        settings = llama_process.Settings(
+            # The script runs without `site`, so that it starts at once and finds what this process finds.
+            path=list(sys.path),
+            model=str(self._path),
+            alias=self._model,
+            context=self._context,
+            key=key,
+            sampling=self._sampling,
+        )
+        return json.dumps(settings).encode() + b"\n"
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # A session of its own: Ctrl-C at the terminal is for this process, which then ends that one.
+        # Unbuffered: what a buffer still held would be written when the pipe is closed.
+        try:
+            return subprocess.Popen(  # noqa: S603 - this Python, our script
+                [sys.executable, "-I", "-S", llama_process.__file__],
+                bufsize=0,
+                env=ENVIRONMENT | os.environ,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise ModelUnavailable(self._sentence(f"its process can't be started: {exc.strerror}")) from exc
+
+    def _sentence(self, why: str) -> str:
+        return (
+            f"the embedded model {self._model} can't be loaded from {self._path} ({why}):"
+            " check the file and the free memory, or choose another model"
+        )
+
+    async def aclose(self) -> None:
+        """End the process, whatever it is doing."""
+        with self._guard:
+            self._closed = True
+        if self._process is not None:
+            await asyncio.to_thread(_end, self._process, os.getpid())
+        if hasattr(self, "server"):
+            await self.server.aclose()
+
+
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    if owner != os.getpid():
+        return  # A fork of this process ends; the model isn't its own.
+    process.kill()
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _reason(complaints: list[str], status: int) -> str:
+    """Why the process ended: llama.cpp's first complaint, or its own last words."""
+    for line in complaints:
+        # `0.00.054.901 E llama_model_load: error loading model: unknown model architecture: 'foo'`
+        _, is_error, text = line.partition(" E ")
+        if is_error:
+            return text.partition(": ")[2].strip() or text
+    for line in complaints:
+        if line.startswith(llama_process.FAILED.decode()):
+            why = line.removeprefix(llama_process.FAILED.decode())
+            return f"{why}, which Debian and Ubuntu have in the package libgomp1" if "libgomp" in why else why
+    return f"its process was ended by signal {-status}" if status < 0 else f"its process ended with status {status}"
+
+
+def _require_engine() -> None:
+    if find_spec("xllamacpp") is None:
+        msg = "the embedded model needs xllamacpp: pip install 'llm-timeline[local]'"
+        raise ModelUnavailable(msg)
+    if not sys.executable:
+        msg = "the embedded model needs a Python to run in and this program has none of its own: use another provider"
+        raise ModelUnavailable(msg)
