@@ -113,16 +113,6 @@ class Config:
         return f"Config({self.settings!r}, {self.paths!r})"
 
     @property
-    def store(self) -> StoreConfig:
-        """How the store is kept; where, is `paths.store`."""
-        return self.settings.store
-
-    @property
-    def offline(self) -> bool:
-        """Whether only models on this machine may be asked."""
-        return self.settings.offline
-
-    @property
     def providers(self) -> tuple[str, ...]:
         """Names of the enabled providers; a paid one is among them only if the user listed it."""
         return tuple(name for name, provider in self.settings.llm_providers.items() if provider.enabled)
@@ -192,32 +182,9 @@ class Config:
         Raises:
             ConfigError: See `candidates`.
         """
-        return self._default()[0]
-
-    def route(self, model: str | None = None) -> tuple[ModelRef, str]:
-        """The model for one direct question, and why it is that one.
-
-        Args:
-            model: What the user asked for (`-m`), see `parse_model`; None leaves it to the settings.
-
-        Raises:
-            UsageError, AmbiguousName, NotFound: See `parse_model`.
-            ConfigError: See `candidates`.
-        """
-        if model is not None:
-            return self.parse_model(model), "asked for by name"
-        models, why = self._default()
-        return models[0], why
-
-    def _default(self) -> tuple[tuple[ModelRef, ...], str]:
         tasks: tuple[Task, ...] = ("default", "response_formatting", "fallback")
-        for task in tasks:
-            models = self.candidates(task)
-            if models:
-                source = self.source("routing_strategy", task)
-                # The log needs no path of this machine.
-                return models, source if source == ENVIRONMENT else f"routing_strategy.{task} ({Path(source).name})"
-        return (ModelRef("embedded", "smollm2"),), "nothing else is configured"
+        found = (self.candidates(task) for task in tasks)
+        return next((models for models in found if models), (ModelRef("embedded", "smollm2"),))
 
     def _refuse_foreign_choice(self, model: ModelRef, path: KeyPath) -> None:
         """A project file may pick among what the user listed and the models of the engine in this process."""

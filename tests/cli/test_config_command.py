@@ -73,7 +73,7 @@ def test_examples_in_the_file_of_init_are_valid_settings(home: Path, timeline: R
     assert {"openai", "anthropic", "groq", "ollama", "embedded", "myserver"} == set(loaded.providers)
     assert SECRET == loaded.provider("openai").api_key
     assert "ollama:llama3.1" == str(loaded.default_route()[0])
-    assert loaded.offline
+    assert loaded.settings.offline
 
 
 def test_init_never_replaces_a_file_unless_forced(home: Path, timeline: Run) -> None:

@@ -51,8 +51,8 @@ def test_without_configuration_the_embedded_model_answers(machine: Machine) -> N
     assert (config.ModelRef("embedded", "smollm2"),) == loaded.default_route()
     assert ("embedded", "ollama") == loaded.providers
     assert "http://localhost:11434" == loaded.provider("ollama").base_url
-    assert not loaded.offline
-    assert "full" == loaded.store.synchronous
+    assert not loaded.settings.offline
+    assert "full" == loaded.settings.store.synchronous
 
 
 def test_key_in_the_environment_alone_enables_no_paid_provider(machine: Machine) -> None:
@@ -121,19 +121,12 @@ def test_mappings_are_merged_and_lists_replaced(machine: Machine) -> None:
 def test_direct_question_goes_to_default_then_response_formatting_then_fallback(machine: Machine) -> None:
     routes = "routing_strategy: {response_formatting: 'ollama:format', fallback: 'ollama:last'"
 
-    assert "ollama:first" == str(machine.load(f"{routes}, default: ['ollama:first', 'ollama:second']}}").route()[0])
-    assert "ollama:format" == str(machine.load(f"{routes}}}").route()[0])
-    assert "ollama:last" == str(machine.load("routing_strategy: {fallback: 'ollama:last'}").route()[0])
-    assert "embedded:smollm2" == str(machine.load("routing_strategy: {fallback: null}").route()[0])
-
-
-def test_route_says_why_it_is_that_model_without_a_path_of_this_machine(machine: Machine) -> None:
-    assert "asked for by name" == machine.load().route("ollama:a")[1]
-    assert "TIMELINE_MODEL" == machine.load(TIMELINE_MODEL="ollama:a").route()[1]
-    assert "routing_strategy.fallback (default)" == machine.load().route()[1]
-    assert (
-        "routing_strategy.default (config.yaml)" == machine.load("routing_strategy: {default: 'ollama:a'}").route()[1]
+    assert "ollama:first" == str(
+        machine.load(f"{routes}, default: ['ollama:first', 'ollama:second']}}").default_route()[0]
     )
+    assert "ollama:format" == str(machine.load(f"{routes}}}").default_route()[0])
+    assert "ollama:last" == str(machine.load("routing_strategy: {fallback: 'ollama:last'}").default_route()[0])
+    assert "embedded:smollm2" == str(machine.load("routing_strategy: {fallback: null}").default_route()[0])
 
 
 def test_every_value_in_force_names_its_source(machine: Machine) -> None:
@@ -183,7 +176,7 @@ def test_project_file_may_disable_providers_and_go_offline(machine: Machine) -> 
         "llm_providers: {openai: {enabled: false}, unheard_of: {enabled: false}}\noffline: true",
     )
 
-    assert loaded.offline
+    assert loaded.settings.offline
     with pytest.raises(ConfigError) as caught:
         loaded.provider("openai")
     assert f"{machine.project_file}: llm_providers.openai.enabled: openai is disabled here" in str(caught.value)
@@ -200,22 +193,24 @@ def test_project_file_may_not_choose_what_the_user_never_listed(machine: Machine
 def test_project_file_may_choose_what_the_user_listed_and_the_embedded_model(machine: Machine) -> None:
     listed = "llm_providers: {openai: {api_key: x}}"
 
-    assert "openai:gpt-4o" == str(machine.load(listed, "routing_strategy: {default: 'openai:gpt-4o'}").route()[0])
-    assert "embedded:smollm2" == str(machine.load(project="routing_strategy: {default: smollm2}").route()[0])
+    assert "openai:gpt-4o" == str(
+        machine.load(listed, "routing_strategy: {default: 'openai:gpt-4o'}").default_route()[0]
+    )
+    assert "embedded:smollm2" == str(machine.load(project="routing_strategy: {default: smollm2}").default_route()[0])
 
 
 def test_project_file_is_found_up_to_the_root_of_the_repository(machine: Machine) -> None:
     below = machine.repository / "deep" / "er"
     below.mkdir(parents=True)
 
-    assert machine.load(project="offline: true", cwd=below).offline
+    assert machine.load(project="offline: true", cwd=below).settings.offline
     assert machine.project_file == config.find_paths(machine.environ, below).project_file
 
 
 def test_project_file_above_the_repository_does_not_count(machine: Machine) -> None:
     (machine.repository.parent / ".timeline.yaml").write_text("offline: true")
 
-    assert not machine.load().offline
+    assert not machine.load().settings.offline
 
 
 def test_project_file_outside_home_and_repository_counts_only_in_the_working_directory(
@@ -225,8 +220,8 @@ def test_project_file_outside_home_and_repository_counts_only_in_the_working_dir
     (shared / "mine").mkdir(parents=True)
     (shared / ".timeline.yaml").write_text("offline: true")
 
-    assert not machine.load(cwd=shared / "mine").offline
-    assert machine.load(cwd=shared).offline
+    assert not machine.load(cwd=shared / "mine").settings.offline
+    assert machine.load(cwd=shared).settings.offline
 
 
 def test_working_directory_that_was_deleted_has_no_project_file(machine: Machine) -> None:
