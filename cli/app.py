@@ -66,13 +66,14 @@ def _root(
 
 
 def _register() -> None:
-    from . import ask, config, replay, report, sessions, store
+    from . import ask, config, models, replay, report, sessions, store
 
     app.command("ask")(ask.ask)
     app.command("replay")(replay.replay)
     app.command("report")(report.report)
     app.add_typer(sessions.app, name="sessions")
     app.add_typer(store.app, name="store")
+    app.add_typer(models.app, name="models")
     app.add_typer(config.app, name="config")
     app.command("paths")(config.paths)
 

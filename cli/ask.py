@@ -108,7 +108,7 @@ async def _ask(shown: _Shown, prompt: str, *, quiet: bool, **options: object) ->
     from .progress import Fetching
 
     with Fetching(quiet=quiet) as fetching:
-        async with Timeline.open(progress=fetching) as timeline:
+        async with Timeline.open(progress=fetching, warm=str(options["model"] or "") or True) as timeline:
             try:
                 async with aclosing(timeline.ask(prompt, **options)) as items:  # type: ignore[arg-type]
                     async for item in items:

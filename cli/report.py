@@ -71,7 +71,7 @@ def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, 
     if not rows:
         output.notice("nothing was asked in that time")
         return
-    table = Table(box=box.SIMPLE_HEAD, show_footer=len(rows) > 1, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_footer=len(rows) > 1, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(by, "total", overflow="ellipsis", no_wrap=True)
     # Columns that are zero throughout say nothing and cost width.
     columns = [("calls", "calls")]
@@ -90,7 +90,7 @@ def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, 
     costs = [_cost(row) for row in (*rows, totals)]
     table.add_column("cost", costs[-1], justify="right", min_width=max(map(len, costs)))
     # Numbers keep their width; names give way.
-    space = output.stdout().width - sum(width + 3 for width in widths) - max(map(len, costs)) - 5
+    space = output.stdout().width - sum(width + 2 for width in widths) - max(map(len, costs)) - 6
     for index, row in enumerate(rows):
         group = f"{row.group[:13]} {titles[row.group]}" if row.group in titles else row.group
         table.add_row(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from sqlalchemy import Connection
 
 import timeline
 from timeline.cognition.processor import Ask, TextFile, TurnEnd, answer_directly, history
 from timeline.config import Config, ModelRef, load
-from timeline.errors import ConfigError, UsageError
+from timeline.errors import ConfigError, TimelineError, UsageError
 from timeline.events import (
     CallInterrupted,
     ChunkReceived,
@@ -44,7 +44,7 @@ from timeline.projections.usage import Grouping, ReportRow, UsageProjection, rep
 from timeline.providers.base import Delta, LLMProvider, Message, ModelInfo
 from timeline.store import EventStore, is_alive, this_process
 
-__all__ = ["Timeline"]
+__all__ = ["Timeline", "make_provider"]
 
 Progress = Callable[[str, int, int | None], None]
 """Told while something is fetched: what, bytes so far, bytes in all where known."""
@@ -64,12 +64,11 @@ class Timeline:
                         print(item.text, end="")
     """
 
-    def __init__(self, store: EventStore, config: Config, clock: Clock, progress: Progress | None) -> None:
+    def __init__(self, store: EventStore, config: Config, clock: Clock, providers: _Providers) -> None:
         self.store = store
         self.config = config
         self._clock = clock
-        self._progress = progress
-        self._providers: dict[str, LLMProvider] = {}
+        self._providers = providers
         self._manager = LLMManager(store, clock)
 
     @classmethod
@@ -81,6 +80,7 @@ class Timeline:
         clock: Clock | None = None,
         progress: Progress | None = None,
         read_only: bool = False,
+        warm: str | bool = False,
     ) -> AsyncIterator[Timeline]:
         """Open the store that the configuration names, and end what processes that died left open.
 
@@ -89,23 +89,29 @@ class Timeline:
             clock: Time and ids.
             progress: Told while a model is fetched.
             read_only: Only look; works in a folder that can't be written.
+            warm: The model that will be asked (True: the default one): if it runs in this process's care, it is
+                loaded while the store opens.
 
         Raises:
             ConfigError: The configuration is wrong.
             StoreError: The store can't be opened.
         """
         config = config or load()
+        providers = _Providers(config, progress)
+        if warm:
+            providers.warm(None if warm is True else warm)
         models = Projections([Calls(), UsageProjection(), Blocks()])
-        async with EventStore.open(
-            config.paths.store, models, synchronous=config.settings.store.synchronous, read_only=read_only
-        ) as store:
-            self = cls(store, config, clock or Clock(), progress)
-            try:
+        try:
+            async with EventStore.open(
+                config.paths.store, models, synchronous=config.settings.store.synchronous, read_only=read_only
+            ) as store:
+                self = cls(store, config, clock or Clock(), providers)
                 if not read_only:
                     await self._reap()
                 yield self
-            finally:
-                await asyncio.shield(self._close_providers())
+        finally:
+            # After the store: what is recorded must not wait for a model to be unloaded.
+            await asyncio.shield(providers.aclose())
 
     # -------------------------------------------------------------- asking
 
@@ -148,8 +154,8 @@ class Timeline:
         if not prompt.strip() and not files:
             msg = "there is nothing to ask: give a prompt as an argument or on standard input"
             raise UsageError(msg)
-        route, why = self._route(model)
-        provider = self.provider(route.provider)
+        route, why = _route(self.config, model)
+        provider = self._providers.get(route.provider)
         session_id, first = self._clock.uuid7(), None
         past: tuple[tuple[Message, MessageRef], ...] = ()
         if session is None:
@@ -183,29 +189,13 @@ class Timeline:
             async for item in items:
                 yield item
 
-    def _route(self, model: str | None) -> tuple[ModelRef, str]:
-        """Which model, and why, in words for the log."""
-        if model is not None:
-            return self.config.parse_model(model), "asked for"
-        return self.config.default_route()[0], "default route"
-
-    def provider(self, name: str) -> LLMProvider:
-        """The provider of that name, made once.
-
-        Raises:
-            NotFound, ConfigError, MissingKey: It can't be made from the configuration.
-        """
-        if name not in self._providers:
-            self._providers[name] = _make_provider(self.config, name, self._progress)
-        return self._providers[name]
-
     async def models(self, provider: str) -> list[ModelInfo]:
         """The models that a provider offers now.
 
         Raises:
             ProviderError: It could not be asked.
         """
-        return await self.provider(provider).get_available_models()
+        return await self._providers.get(provider).get_available_models()
 
     # -------------------------------------------------------------- looking back
 
@@ -314,10 +304,6 @@ class Timeline:
             call_id=getattr(part_of, "call_id", None),
         )
 
-    async def _close_providers(self) -> None:
-        for provider in self._providers.values():
-            await provider.aclose()
-
 
 def _abandoned(conn: Connection) -> tuple[list[OpenAttempt], list[OpenTurn]]:
     attempts = [attempt for attempt in open_attempts(conn) if not is_alive(attempt.owner)]
@@ -329,7 +315,55 @@ def _title(prompt: str) -> str:
     return line if len(line) <= TITLE_CHARACTERS else line[: TITLE_CHARACTERS - 1].rstrip() + "…"
 
 
-def _make_provider(config: Config, name: str, progress: Progress | None) -> LLMProvider:
+def _route(config: Config, model: str | None) -> tuple[ModelRef, str]:
+    """Which model, and why, in words for the log."""
+    if model is not None:
+        return config.parse_model(model), "asked for"
+    return config.default_route()[0], "default route"
+
+
+class _Providers:
+    """The providers in use, each made once, closed together."""
+
+    def __init__(self, config: Config, progress: Progress | None) -> None:
+        self._config = config
+        self._progress = progress
+        self._made: dict[str, LLMProvider] = {}
+        self._warming: asyncio.Task[None] | None = None
+
+    def get(self, name: str) -> LLMProvider:
+        """The provider of that name."""
+        if name not in self._made:
+            self._made[name] = make_provider(self._config, name, self._progress)
+        return self._made[name]
+
+    def warm(self, model: str | None) -> None:
+        """Begin to load a model of this machine; what goes wrong is left for the request to meet."""
+        with suppress(TimelineError):
+            route, _ = _route(self._config, model)
+            if self._config.provider(route.provider).kind == "embedded":
+                provider = self.get(route.provider)
+                self._warming = asyncio.create_task(provider.warm_up(route.model), name="timeline-warm-up")
+
+    async def aclose(self) -> None:
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
+        for provider in self._made.values():
+            await provider.aclose()
+
+
+def make_provider(config: Config, name: str, progress: Progress | None = None) -> LLMProvider:
+    """The provider that the configuration calls so.
+
+    Args:
+        config: What `timeline.config.load` gave.
+        name: As configured, or one of the built-in kinds.
+        progress: Told while a model is fetched.
+
+    Raises:
+        NotFound, ConfigError, MissingKey: It can't be made from the configuration.
+    """
     resolved = config.provider(name)
     if resolved.kind == "embedded":
         from timeline.providers.embedded import EmbeddedProvider
