@@ -322,6 +322,10 @@ class LLMProvider(ABC):
         """Whether answers are computed on this machine, and so are free."""
         return False
 
+    def is_local(self, model: str) -> bool:  # noqa: ARG002 - most serve all their models alike
+        """Whether this model's answers are computed on this machine; a local server can pass some on."""
+        return self.local
+
     @abstractmethod
     async def make_request(self, request: LLMRequest) -> LLMResponse:
         """Ask without streaming (the provider's batch form of the endpoint).
@@ -346,14 +350,14 @@ class LLMProvider(ABC):
             ProviderError: The list could not be had.
         """
 
-    async def warm_up(self, model: str | None = None) -> None:
+    async def warm_up(self, model: str | None = None) -> None:  # noqa: B027 - most have nothing to warm
         """Open the connection or load the model ahead of the first request.
 
         Args:
             model: Which will be asked for, where that matters.
         """
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027 - some hold nothing
         """Give back connections and memory."""
 
 

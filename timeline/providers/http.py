@@ -461,7 +461,7 @@ class HTTPProvider(LLMProvider):
             headers["authorization"] = "Basic " + base64.b64encode(self._userinfo.encode()).decode("ascii")
         request = client.build_request(
             method,
-            self.base_url + path + (f"?{self._query}" if self._query else ""),
+            self.base_url + path + (f"{'&' if '?' in path else '?'}{self._query}" if self._query else ""),
             content=content,
             headers={**headers, **self.auth_headers(), **self._extra_headers},
             timeout=httpx.Timeout(

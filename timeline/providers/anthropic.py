@@ -1,0 +1,527 @@
+"""Anthropic's `/v1/messages`: content in blocks, usage that is overwritten as it grows, thinking with signatures.
+
+Source: Anthropic's API reference, "Messages", "Streaming messages", "Extended thinking", "Structured outputs"
+and "Models".
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import msgspec
+from msgspec import Struct
+
+from timeline.events import Usage
+from timeline.providers.base import (
+    Capabilities,
+    Delta,
+    Finish,
+    FinishReason,
+    ImagePart,
+    Item,
+    LLMRequest,
+    Message,
+    ModelInfo,
+    OpaquePart,
+    TextPart,
+    UsageReport,
+)
+from timeline.providers.failures import Complaint
+from timeline.providers.http import Head, HTTPProvider, Parser
+from timeline.providers.waiting import Timeouts
+
+__all__ = ["AnthropicProvider", "MessagesParser"]
+
+VERSION = "2023-06-01"
+ANSWER_TOOL = "answer"
+"""The tool that models without structured outputs are made to call for a schema's sake."""
+
+
+# ------------------------------------------------------------------ what comes out
+
+
+class _Delta(Struct, gc=False):
+    type: str | None = None
+    text: Any = None
+    partial_json: Any = None
+    thinking: Any = None
+    signature: Any = None
+    content: Any = None
+    stop_reason: Any = None
+
+
+class _Event(Struct, gc=False):
+    type: str | None = None
+    index: int = 0
+    delta: _Delta | None = None
+    content_block: dict[str, Any] | None = None
+    message: dict[str, Any] | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+_FINISH: dict[str, FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "tool_use": "tool_calls",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "pause_turn": "pause",
+    "compaction": "pause",
+    "refusal": "content_filter",
+}
+
+
+def read_usage(raw: Mapping[str, Any]) -> Usage:
+    """Anthropic's counters: `input_tokens` leaves the cache out already, and `output_tokens` includes thinking."""
+    split, details = raw.get("cache_creation"), raw.get("output_tokens_details")
+    written = _count(raw, "cache_creation_input_tokens")
+    hour = _count(split, "ephemeral_1h_input_tokens")
+    written = max(written, hour + _count(split, "ephemeral_5m_input_tokens"))
+    return Usage(
+        input=_count(raw, "input_tokens"),
+        cache_read=_count(raw, "cache_read_input_tokens"),
+        cache_write=written - hour,
+        cache_write_1h=hour,
+        output=_count(raw, "output_tokens"),
+        reasoning=_count(details, "thinking_tokens"),
+    )
+
+
+def _count(counters: Any, name: str) -> int:
+    value = counters.get(name) if isinstance(counters, Mapping) else None
+    return max(int(value), 0) if isinstance(value, int | float) else 0
+
+
+class MessagesParser:
+    """One answer in Anthropic's format, as events or whole.
+
+    Args:
+        head: The response's.
+        answer_tool: The tool whose arguments are the answer's text, where a schema was put as a tool.
+    """
+
+    __slots__ = ("_answer_tool", "_blocks", "_calls", "_head", "_joined", "_model", "_raw_reason", "_usage", "done")
+
+    def __init__(self, head: Head, answer_tool: str | None = None) -> None:
+        self.done = False
+        self._head = head
+        self._answer_tool = answer_tool
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._joined: dict[int, list[str]] = {}
+        self._calls: dict[int, int] = {}
+        self._model: str | None = None
+        self._raw_reason: str | None = None
+        self._usage: dict[str, Any] = {}
+
+    def items(self, payload: bytes) -> Iterable[Item]:
+        """The items of one event, or of a whole message; see `Parser.items`."""
+        if self.done:
+            return ()
+        try:
+            event = _decode(payload)
+        except msgspec.DecodeError:
+            if payload.strip() == b"[DONE]":
+                return ()
+            raise self._head.bad(payload, what="what is no event of its format") from None
+        delta = event.delta
+        if delta is not None and event.type == "content_block_delta":
+            if delta.text.__class__ is str and delta.type == "text_delta":
+                return (Delta(delta.text),) if delta.text else ()
+            return self._grow(event.index, delta)
+        return self._other(event, payload)
+
+    def end(self) -> Iterable[Item]:
+        """At end of file; see `Parser.end`."""
+        if self.done:
+            return ()
+        if self._raw_reason is None:
+            raise self._head.broken()
+        return self._finish()
+
+    def _other(self, event: _Event, payload: bytes) -> Iterable[Item]:
+        """An event that isn't a piece of a block."""
+        match event.type:
+            case "content_block_start" if event.content_block is not None:
+                return self._start(event.index, event.content_block)
+            case "content_block_stop":
+                return self._stop(event.index)
+            case "message_start" if event.message is not None:
+                self._model = event.message.get("model") or self._model
+                return self._count(event.message.get("usage"))
+            case "message_delta":
+                if event.delta is not None and event.delta.stop_reason:
+                    self._raw_reason = str(event.delta.stop_reason)
+                return self._count(event.usage)
+            case "message_stop":
+                return self._finish()
+            case "message":
+                return self._whole(msgspec.json.decode(payload))
+            case _ if event.type == "error" or event.error is not None:
+                raise self._head.error(Complaint.of(msgspec.json.decode(payload)))
+            case None:
+                raise self._head.bad(payload, what="what is no event of its format")
+        return ()
+
+    def _whole(self, message: dict[str, Any]) -> Iterable[Item]:
+        items: list[Item] = []
+        self._model = message.get("model")
+        self._raw_reason = message.get("stop_reason") or ""
+        for index, block in enumerate(message.get("content") or ()):
+            if isinstance(block, dict):
+                items += self._start(index, block)
+                items += self._stop(index)
+        items += self._count(message.get("usage"))
+        items += self._finish()
+        return items
+
+    def _start(self, index: int, block: dict[str, Any]) -> Iterable[Item]:
+        self._blocks[index] = block
+        self._joined[index] = []
+        match block.get("type"):
+            case "text":
+                return (Delta(block["text"]),) if block.get("text") else ()
+            case "thinking":
+                return (Delta(block["thinking"], "reasoning"),) if block.get("thinking") else ()
+            case "tool_use":
+                if block.get("name") == self._answer_tool:
+                    return ()
+                number = self._calls[index] = len(self._calls)
+                return (Delta("", "tool_call", number, block.get("id"), block.get("name")),)
+        return ()
+
+    def _grow(self, index: int, delta: _Delta) -> Iterable[Item]:
+        """A piece of a block that isn't text of the answer."""
+        block = self._blocks.setdefault(index, {"type": "text"})
+        if delta.type == "input_json_delta" and isinstance(delta.partial_json, str):
+            self._joined.setdefault(index, []).append(delta.partial_json)
+            return self._arguments(index, block, delta.partial_json)
+        if delta.type == "thinking_delta" and isinstance(delta.thinking, str):
+            self._joined.setdefault(index, []).append(delta.thinking)
+            return (Delta(delta.thinking, "reasoning"),) if delta.thinking else ()
+        if delta.type == "signature_delta" and isinstance(delta.signature, str):
+            block["signature"] = str(block.get("signature") or "") + delta.signature
+        elif delta.type == "compaction_delta" and isinstance(delta.content, str):
+            block["content"] = str(block.get("content") or "") + delta.content
+        return ()
+
+    def _arguments(self, index: int, block: dict[str, Any], text: str) -> Iterable[Item]:
+        if not text or block.get("type") != "tool_use":
+            return ()
+        number = self._calls.get(index)
+        return (Delta(text) if number is None else Delta(text, "tool_call", number),)
+
+    def _stop(self, index: int) -> Iterable[Item]:
+        """The block is whole: its thoughts and input are what the pieces said, or what it began with."""
+        block, text = self._blocks.get(index), "".join(self._joined.pop(index, ()))
+        if block is None:
+            return ()
+        if block.get("type") == "thinking":
+            block["thinking"] = str(block.get("thinking") or "") + text
+        if "input" not in block:
+            return ()
+        if not text:
+            return self._arguments(index, block, msgspec.json.encode(block["input"]).decode() if block["input"] else "")
+        if block.get("type") != "tool_use":
+            try:
+                block["input"] = msgspec.json.decode(text)
+            except msgspec.DecodeError:
+                raise self._head.bad(text.encode(), what="a block whose input is no JSON") from None
+        return ()
+
+    def _count(self, usage: Any) -> Iterable[Item]:
+        """Counters overwrite; a null or missing one keeps what `message_start` said."""
+        if not isinstance(usage, dict):
+            return ()
+        merged = {**self._usage, **{key: value for key, value in usage.items() if value is not None}}
+        if merged == self._usage:
+            return ()
+        self._usage = merged
+        return (UsageReport(read_usage(merged), merged),)
+
+    def _finish(self) -> Iterable[Item]:
+        self.done = True
+        for index in list(self._joined):
+            self._stop(index)
+        reason = _FINISH.get(self._raw_reason or "", "unknown")
+        if reason == "tool_calls" and not self._calls:
+            reason = "stop"  # The tool was the schema's.
+        elif reason == "unknown" and self._calls:
+            reason = "tool_calls"
+        return (
+            Finish(
+                reason,
+                raw_reason=self._raw_reason or None,
+                model=self._model,
+                request_id=self._head.request_id,
+                rate_limits=self._head.rate_limits,
+                opaque=tuple(
+                    OpaquePart("anthropic", block) for _, block in sorted(self._blocks.items()) if _kept(block)
+                ),
+            ),
+        )
+
+
+def _kept(block: dict[str, Any]) -> bool:
+    """Whether a block goes back unchanged: all but text, calls, and thoughts that nothing signs."""
+    match block.get("type"):
+        case "text" | "tool_use":
+            return False
+        case "thinking":
+            return bool(block.get("signature"))
+    return True
+
+
+# ------------------------------------------------------------------ what goes in
+
+_NAME = re.compile(r"claude-(?:[a-z]+-)?(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)")
+
+
+def generation(model: str) -> tuple[int, int] | None:
+    """`(4, 5)` for `claude-sonnet-4-5-20250929`, `(3, 7)` for `claude-3-7-sonnet-latest`; None where the name tells none."""
+    found = _NAME.search(model)
+    return (int(found[1]), int(found[2] or 0)) if found else None
+
+
+_FIRST_WITH_SCHEMA = (4, 5)
+_FIRST_ADAPTIVE = (4, 6)
+_FIRST_THINKING = (3, 7)
+_BUDGETS = {"low": 2048, "medium": 8192, "high": 16384}
+_LEAST_BUDGET = 1024
+
+
+def default_max_tokens(model: str) -> int:
+    """The API requires a limit: what is sent where the caller gives none."""
+    known = generation(model)
+    return 4096 if known is not None and known < _FIRST_THINKING else 16384
+
+
+def closed(schema: Any) -> Any:
+    """The schema with every object closed, as structured outputs ask."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    copy = {
+        key: value if key in ("enum", "const", "default", "examples") else closed(value)
+        for key, value in schema.items()
+    }
+    if copy.get("type") == "object" or isinstance(copy.get("properties"), dict):
+        copy.setdefault("additionalProperties", False)
+    return copy
+
+
+def conversation(request: LLMRequest) -> tuple[str, list[dict[str, Any]]]:
+    """System prompt and messages: roles take turns, results of parallel calls stand in one message, nothing is empty."""
+    system = [request.system] if request.system else []
+    turns: list[dict[str, Any]] = []
+    for message in request.messages:
+        if message.role == "system":
+            system.append(message.text)
+            continue
+        role = "assistant" if message.role == "assistant" else "user"
+        blocks = _blocks(message)
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        elif blocks:
+            turns.append({"role": role, "content": blocks})
+    if turns and turns[-1]["role"] == "assistant" and turns[-1]["content"][-1].get("type") == "text":
+        turns[-1]["content"][-1]["text"] = turns[-1]["content"][-1]["text"].rstrip()
+    return "\n\n".join(filter(None, system)), turns
+
+
+def _blocks(message: Message) -> list[dict[str, Any]]:
+    content = (TextPart(message.content),) if isinstance(message.content, str) else message.content
+    blocks: list[dict[str, Any]] = []
+    for part in content:
+        match part:
+            case TextPart(text=text) if text:
+                blocks.append({"type": "text", "text": text})
+            case ImagePart(media_type=media_type, data=data):
+                kind = "document" if media_type == "application/pdf" else "image"
+                encoded = base64.b64encode(data).decode("ascii")
+                source = {"type": "base64", "media_type": media_type, "data": encoded}
+                blocks.append({"type": kind, "source": source})
+            case OpaquePart(provider="anthropic", block=block):
+                blocks.append(block)
+    if message.role == "tool":
+        result: dict[str, Any] = {"type": "tool_result", "tool_use_id": message.tool_call_id or "", "content": blocks}
+        return [{**result, "is_error": True} if message.is_error else result]
+    blocks += [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments} for call in message.tool_calls
+    ]
+    return blocks
+
+
+class AnthropicProvider(HTTPProvider):
+    """Anthropic, or any server that speaks its format.
+
+    Args:
+        api_key: From https://console.anthropic.com/settings/keys.
+        base_url: With or without `/v1`.
+        name: As configured.
+        local: The server computes on this machine (counts on a loopback address only), so its answers are free.
+        timeouts: See `Timeouts`.
+        headers: Further request headers, e.g. `anthropic-beta`.
+        ca_file: PEM file of certificate authorities to trust.
+
+    Raises:
+        ConfigError: The address, the key or a header can't be used.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(tools=True, schema=True, images=True, reasoning=True)
+    key_variable: ClassVar[str | None] = "ANTHROPIC_API_KEY"
+    default_host: ClassVar[str | None] = "api.anthropic.com"
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        base_url: str = "https://api.anthropic.com",
+        *,
+        name: str = "anthropic",
+        local: bool = False,
+        timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+        headers: Mapping[str, str] | None = None,
+        ca_file: str | None = None,
+    ) -> None:
+        super().__init__(api_key, base_url, name=name, local=local, timeouts=timeouts, headers=headers, ca_file=ca_file)
+
+    def prefix(self, path: str) -> str:
+        """Its own clients are given the address without `/v1`, others' with it."""
+        return path if path.endswith("/v1") else f"{path}/v1"
+
+    def auth_headers(self) -> dict[str, str]:
+        """The key in a header of its own, and the version of the API."""
+        headers = {"anthropic-version": VERSION}
+        return headers if self._api_key is None else {**headers, "x-api-key": self._api_key}
+
+    def path(self, request: LLMRequest, *, stream: bool) -> str:  # noqa: ARG002 - one path for all
+        """The one endpoint."""
+        return "/messages"
+
+    def parser(self, head: Head, request: LLMRequest) -> Parser:
+        """For events and whole messages alike."""
+        return MessagesParser(head, ANSWER_TOOL if _schema_as_tool(request) else None)
+
+    def body(self, request: LLMRequest, *, stream: bool) -> dict[str, Any]:
+        """The request in Anthropic's words; there is no seed. `extra` has the last one, and None there takes a field out."""
+        system, messages = conversation(request)
+        body: dict[str, Any] = {
+            "model": request.model,
+            "max_tokens": request.max_tokens or default_max_tokens(request.model),
+            "messages": messages,
+            "stream": stream,
+        }
+        if system:
+            body["system"] = system
+        if request.temperature is not None:
+            body["temperature"] = request.temperature
+        if request.stop:
+            body["stop_sequences"] = request.stop
+        if request.tools:
+            body["tools"] = [
+                {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
+                for tool in request.tools
+            ]
+            if request.tool_choice is not None:
+                body["tool_choice"] = _TOOL_CHOICES.get(request.tool_choice) or _named(request.tool_choice)
+        thinks = _think(body, request)
+        if request.response_schema is not None:
+            _constrain(body, request, request.response_schema, thinks=thinks)
+        body.update(request.extra)
+        return {key: value for key, value in body.items() if value is not None}
+
+    async def get_available_models(self) -> list[ModelInfo]:
+        """All pages of `GET /v1/models`, with what they say about sizes and abilities."""
+        await self.prepare(None)
+        models: list[ModelInfo] = []
+        after = ""
+        while True:
+            page = await self.get_json(f"/models?limit=1000{after}")
+            entries = page.get("data") if isinstance(page, dict) else None
+            models += [self._model(entry) for entry in entries or () if isinstance(entry, dict) and entry.get("id")]
+            last = page.get("last_id") if isinstance(page, dict) and page.get("has_more") else None
+            if not last or not entries:
+                return models
+            after = f"&after_id={last}"
+
+    def _model(self, entry: dict[str, Any]) -> ModelInfo:
+        told = entry.get("capabilities")
+        abilities = None
+        if isinstance(told, dict):
+            abilities = Capabilities(
+                tools=True,
+                schema=_supported(told, "structured_outputs"),
+                images=_supported(told, "image_input"),
+                reasoning=_supported(told, "thinking"),
+            )
+        return ModelInfo(
+            str(entry["id"]),
+            self.name,
+            context=_count(entry, "max_input_tokens") or None,
+            max_output=_count(entry, "max_tokens") or None,
+            local=self.local,
+            capabilities=abilities,
+        )
+
+
+def _supported(told: dict[str, Any], name: str) -> bool:
+    return isinstance(told.get(name), dict) and told[name].get("supported") is True
+
+
+_TOOL_CHOICES = {"auto": {"type": "auto"}, "none": {"type": "none"}, "required": {"type": "any"}}
+
+
+def _named(tool: str) -> dict[str, Any]:
+    return {"type": "tool", "name": tool}
+
+
+def _think(body: dict[str, Any], request: LLMRequest) -> bool:
+    """Ask for thoughts in the way of the model's generation; whether it was asked for any."""
+    known = generation(request.model)
+    level = request.reasoning
+    if level is None or (known is not None and known < _FIRST_THINKING):
+        return False
+    if level == "none":
+        if known is not None and known >= _FIRST_ADAPTIVE:
+            body["thinking"] = {"type": "disabled"}
+        return False
+    # Thinking goes with its own temperature alone.
+    body.pop("temperature", None)
+    if known is not None and known >= _FIRST_ADAPTIVE:
+        body["thinking"] = {"type": "adaptive"}
+        body["output_config"] = {"effort": level}
+        return True
+    budget = _BUDGETS[level]
+    if body["max_tokens"] <= budget:
+        # The budget counts against max_tokens: half of it is left for the answer.
+        budget = max(body["max_tokens"] // 2, _LEAST_BUDGET)
+        body["max_tokens"] = max(body["max_tokens"], _LEAST_BUDGET + 1)
+    body["thinking"] = {"type": "enabled", "budget_tokens": budget}
+    return True
+
+
+def _schema_as_tool(request: LLMRequest) -> bool:
+    """Whether the model's generation has no structured outputs, so that its schema is put as a tool."""
+    return request.response_schema is not None and (generation(request.model) or (0, 0)) < _FIRST_WITH_SCHEMA
+
+
+def _constrain(body: dict[str, Any], request: LLMRequest, schema: dict[str, Any], *, thinks: bool) -> None:
+    """Put the schema as the output's format, or as a tool that has to be called."""
+    if not _schema_as_tool(request):
+        body.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": closed(schema)}
+        return
+    body["tools"] = [
+        *body.get("tools", ()),
+        {"name": ANSWER_TOOL, "description": "Give the answer.", "input_schema": schema},
+    ]
+    if thinks:
+        # A model that thinks can't be made to call a tool.
+        body["tool_choice"] = {"type": "auto"}
+    else:
+        body["tool_choice"] = {"type": "any"} if request.tools else _named(ANSWER_TOOL)
