@@ -122,17 +122,19 @@ async def answer_directly(
 
     opening, message, bodies = _opening(ask)
     # Not awaited: the call's first event follows in the same transaction.
-    begun = enqueue(*((ask.first,) if ask.first else ()), opening, StepStarted("answer"), contents=bodies)
+    begun: asyncio.Future[list[Event]] | None = enqueue(
+        *((ask.first,) if ask.first else ()), opening, StepStarted("answer"), contents=bodies
+    )
     request, context = _call(ask, message, opening, turn_id, step_id)
     ended: asyncio.Future[list[Event]] | None = None
     result: TurnEnd | None = None
     try:
         async with aclosing(manager.stream(provider, request, context)) as items:
             async for item in items:
-                if begun.done():
+                if begun is not None and begun.done():
                     for event in begun.result():
                         yield event
-                    begun = _nothing()
+                    begun = None
                 if not isinstance(item, CallEnd):
                     yield item
                     continue
@@ -151,12 +153,6 @@ async def answer_directly(
         for event in await asyncio.shield(ended):
             yield event
         yield result
-
-
-def _nothing() -> asyncio.Future[list[Event]]:
-    done: asyncio.Future[list[Event]] = asyncio.get_running_loop().create_future()
-    done.set_result([])
-    return done
 
 
 def _opening(ask: Ask) -> tuple[TurnStarted, MessageRef, list[str]]:
