@@ -15,6 +15,15 @@ def main() -> None:
 
         sys.stdout.write(f"timeline {__version__}\n")
         return
-    from .app import run
+    import signal
 
-    sys.exit(run())
+    try:
+        from .app import run
+
+        code = run()
+    except KeyboardInterrupt:
+        # Before or after there was anything to record.
+        code = 128 + signal.SIGINT
+    # Python's own end is no place to be interrupted: it would complain.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)

@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 128 + signal.SIGPIPE
+PATIENCE_SECONDS = 2.0
+"""After a first Ctrl-C, how long what it began may take before another one ends the process at once."""
 
 
 class _Commands(TyperGroup):
@@ -112,26 +115,55 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine. SIGINT cancels it; SIGTERM and SIGHUP too, as a closed output would.
 
     Raises:
-        KeyboardInterrupt: It was interrupted, and has recorded that.
-        typer.Exit: It was ended by SIGTERM or SIGHUP, and has recorded that.
+        typer.Exit: A signal ended it, and that is recorded.
     """
-    ended_by = 0
 
     async def main() -> T:
-        task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-
-        def end(number: int) -> None:
-            nonlocal ended_by
-            ended_by = number
-            if task is not None:
-                task.cancel("closed")
-
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, end, number)
+        signals.reach(asyncio.current_task())
         return await work
 
-    try:
-        return asyncio.run(main())
-    except asyncio.CancelledError:
-        raise typer.Exit(128 + ended_by) from None
+    with _Signals() as signals:
+        try:
+            return asyncio.run(main())
+        except asyncio.CancelledError:
+            raise typer.Exit(128 + signals.received) from None
+
+
+class _Signals:
+    """Makes the first signal to end a cancellation, and keeps the next ones from breaking into what that records."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._at = 0.0
+        self._task: asyncio.Task[Any] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # Whoever started us in the background or under nohup has them ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_IGN if self.received else handler)
+
+    def reach(self, task: asyncio.Task[Any] | None) -> None:
+        """From now on it is this task that a signal cancels."""
+        self._task = task
+        if self.received:
+            self._cancel()
+
+    def _end(self, number: int, _frame: object) -> None:
+        if not self.received:
+            self.received, self._at = number, time.monotonic()
+            self._cancel()
+        elif time.monotonic() - self._at > PATIENCE_SECONDS:
+            # Something hangs; the next start ends in the log what this one could not.
+            os._exit(128 + number)
+
+    def _cancel(self) -> None:
+        if self._task is not None and not (loop := self._task.get_loop()).is_closed():
+            # A handler runs in between anything: the loop hears of it as from another thread.
+            loop.call_soon_threadsafe(self._task.cancel, "sigint" if self.received == signal.SIGINT else "closed")
