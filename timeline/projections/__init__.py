@@ -12,7 +12,6 @@ from typing import ClassVar
 
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, func, literal_column, select
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from timeline.errors import NotFound, StoreTooNew
 from timeline.events import Event
@@ -124,9 +123,9 @@ class Projections:
 
     # -------------------------------------------------------------- rebuilding
 
-    async def rebuild(
+    def rebuild(
         self,
-        conn: AsyncConnection,
+        conn: Connection,
         read: Callable[[Connection, int, int], Sequence[Event]],
         names: Iterable[str] | None,
     ) -> list[str]:
@@ -143,20 +142,20 @@ class Projections:
             NotFound: There is no such projection.
         """
         chosen = self._chosen(names)
-        await conn.execution_options(deferred=True)
-        await conn.run_sync(_shadow, chosen)
-        await conn.commit()
+        conn.execution_options(begin="BEGIN")
+        _shadow(conn, chosen)
+        conn.commit()
         # From here on the bare names mean the temporary tables: SQLite looks there first
         # (https://sqlite.org/lang_naming.html). Reads of the log are short transactions, and
         # nothing is written to the file before the swap.
         position = 0
-        while (seen := await conn.run_sync(_fold_page, chosen, read, position)) > position:
+        while (seen := _fold_page(conn, chosen, read, position)) > position:
             position = seen
-            await conn.commit()
-        await conn.rollback()
-        await conn.execution_options(deferred=False)
-        await conn.run_sync(self._swap, chosen, read, position)
-        await conn.commit()
+            conn.commit()
+        conn.rollback()
+        conn.execution_options(begin="BEGIN IMMEDIATE")
+        self._swap(conn, chosen, read, position)
+        conn.commit()
         return [projection.name for projection in chosen]
 
     def _swap(

@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from msgspec import Struct
 from sqlalchemy import Connection, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from timeline.errors import NotATimelineStore, NotFound, StoreReadOnly, StoreTooNew
 from timeline.events import Event, NewEvent, decode
@@ -52,9 +52,9 @@ class ReadModels(Protocol):
     def apply(self, conn: Connection, events: Sequence[Event]) -> None:
         """Fold events just inserted, in the same transaction."""
 
-    async def rebuild(
+    def rebuild(
         self,
-        conn: AsyncConnection,
+        conn: Connection,
         read: Callable[[Connection, int, int], Sequence[Event]],
         names: Iterable[str] | None,
     ) -> list[str]:
@@ -84,7 +84,6 @@ class EventStore:
         self._models = models
         self._reader = reader
         self._synchronous = synchronous
-        self._write_engine: AsyncEngine | None = None
         self._writer: Writer | None = None
 
     # -------------------------------------------------------------- opening and closing
@@ -116,14 +115,12 @@ class EventStore:
                 raise NotFound(msg)
             if revision != schema.HEAD:
                 await asyncio.to_thread(_make_ready, path, models, synchronous)
-        mode: Literal["read", "immutable"] = "immutable" if read_only else "read"
-        store = cls(path, models, sqlite.engine(path, synchronous=synchronous, mode=mode), synchronous)
+        store = cls(path, models, sqlite.reader(path, immutable=read_only), synchronous)
         try:
             if not read_only:
                 if not await store.query(models.is_current):
                     await asyncio.to_thread(_make_ready, path, models, synchronous)
-                store._write_engine = sqlite.engine(path, synchronous=synchronous, mode="write")
-                store._writer = Writer(path, store._write_engine, models)
+                store._writer = Writer(path, sqlite.writer(path, synchronous=synchronous), models)
             yield store
         finally:
             # Whoever is cancelled here has been promised that what it enqueued is written.
@@ -131,12 +128,8 @@ class EventStore:
 
     async def _close(self) -> None:
         await self._reader.dispose()
-        try:
-            if self._writer is not None:
-                await self._writer.close()
-        finally:
-            if self._write_engine is not None:
-                await self._write_engine.dispose()
+        if self._writer is not None:
+            await self._writer.close()
 
     # -------------------------------------------------------------- writing
 
@@ -243,15 +236,16 @@ class EventStore:
         Args:
             names: Which; all by default.
         """
-        writer = self._require_writer()
-        rebuilding = sqlite.engine(self.path, synchronous=self._synchronous, mode="write")
+        self._require_writer()
+        return await asyncio.to_thread(self._rebuild, names)
+
+    def _rebuild(self, names: Iterable[str] | None) -> list[str]:
+        rebuilding = sqlite.writer(self.path, synchronous=self._synchronous)
         try:
-            async with writer.exclusive():
-                with mapped_errors(self.path):
-                    async with rebuilding.connect() as conn:
-                        return await self._models.rebuild(conn, _read, names)
+            with mapped_errors(self.path), rebuilding.connect() as conn:
+                return self._models.rebuild(conn, _read, names)
         finally:
-            await rebuilding.dispose()
+            rebuilding.dispose()
 
     async def forget(self, session_id: str, closing: Callable[[int], NewEvent]) -> int:
         """Remove a session's bodies from every page of the file; digests, totals and the chain stay.
@@ -272,10 +266,7 @@ class EventStore:
 
         await self.append_when(decide)
         await self.rebuild()
-        writer = self._require_writer()
-        async with writer.exclusive():
-            with mapped_errors(self.path):
-                await writer.compact()
+        await self._require_writer().compact()
         return forgotten
 
     async def backup(self, target: Path) -> None:

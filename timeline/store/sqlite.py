@@ -12,13 +12,12 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
 
 from timeline.errors import (
     NotATimelineStore,
@@ -35,13 +34,14 @@ __all__ = [
     "checkpoints_are_safe",
     "connect",
     "create_file",
-    "engine",
     "mapped_errors",
     "plain",
+    "reader",
     "start_lock",
     "truncate_wal",
     "vacuum",
     "wal_size",
+    "writer",
 ]
 
 BUSY_TIMEOUT_SECONDS = 30
@@ -51,67 +51,74 @@ Synchronous = Literal["full", "normal"]
 power cut may take the last commits (never the file). https://sqlite.org/pragma.html#pragma_synchronous"""
 
 
-def engine(
-    path: Path, *, synchronous: Synchronous = "full", mode: Literal["write", "read", "immutable"]
-) -> AsyncEngine:
-    """An engine on the file.
+def reader(path: Path, *, immutable: bool = False) -> AsyncEngine:
+    """An engine that refuses to write.
+
+    Args:
+        path: The database file.
+        immutable: For a folder that can't be written, where WAL mode could not even read: nobody else
+            may be writing.
+    """
+    made = create_async_engine(
+        f"sqlite+aiosqlite:///{_immutable(path)}" if immutable else URL.create("sqlite+aiosqlite", database=str(path)),
+        connect_args={"timeout": BUSY_TIMEOUT_SECONDS},
+        pool_size=5,
+        max_overflow=0,
+    )
+    _configure(made.sync_engine, "query_only=ON", begin="BEGIN")
+    return made
+
+
+def writer(path: Path, *, synchronous: Synchronous = "full") -> Engine:
+    """An engine whose transactions write, for one thread of its own: a transaction is a dozen statements, and each
+    would otherwise cross from the event loop to the driver's thread and back several times.
 
     Args:
         path: The database file; its folder exists.
         synchronous: When a commit is durable; see `Synchronous`.
-        mode: `write`; `read` (refuses to write); `immutable` (for a folder that can't be
-            written, where WAL mode could not even read: nobody else may be writing).
     """
-    url = (
-        f"sqlite+aiosqlite:///{_immutable(path)}"
-        if mode == "immutable"
-        else URL.create("sqlite+aiosqlite", database=str(path))
-    )
-    made = create_async_engine(
-        url,
-        connect_args={"timeout": BUSY_TIMEOUT_SECONDS},
-        pool_size=1 if mode == "write" else 5,
+    made = create_engine(
+        URL.create("sqlite", database=str(path)),
+        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
+        pool_size=1,
         max_overflow=0,
     )
-    _configure(made.sync_engine, synchronous, writes=mode == "write")
+    # A deferred transaction that turns into a writer can fail at once with SQLITE_BUSY,
+    # whatever the timeout, so writers begin as writers.
+    _configure(made, f"synchronous={synchronous}", "secure_delete=ON", begin="BEGIN IMMEDIATE")
     return made
 
 
 @contextmanager
 def connect(path: Path, *, synchronous: Synchronous = "full") -> Iterator[Connection]:
-    """One write transaction without an event loop, for making and migrating the file; puts it into WAL mode first."""
+    """One write transaction by itself, for making and migrating the file; puts it into WAL mode first."""
     with plain(path) as conn:
         conn.execute("PRAGMA journal_mode=WAL")
-    made = create_engine(
-        URL.create("sqlite", database=str(path)), poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}
-    )
-    _configure(made, synchronous, writes=True)
-    with made.begin() as connection:
-        yield connection
+    made = writer(path, synchronous=synchronous)
+    try:
+        with made.begin() as connection:
+            yield connection
+    finally:
+        made.dispose()
 
 
 def _immutable(path: Path) -> str:
     return f"file:{quote(str(path))}?mode=ro&immutable=1&uri=true"
 
 
-def _configure(engine: Engine, synchronous: Synchronous, *, writes: bool) -> None:
-    pragmas = ("wal_autocheckpoint=0", f"synchronous={synchronous}", "secure_delete=ON" if writes else "query_only=ON")
-
+def _configure(engine: Engine, *pragmas: str, begin: str) -> None:
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
         # The driver's own transaction control is off: it would begin deferred transactions.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in pragmas:
+        for pragma in ("wal_autocheckpoint=0", *pragmas):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A deferred transaction that turns into a writer can fail at once with SQLITE_BUSY,
-        # whatever the timeout, so writers begin as writers.
-        deferred = not writes or connection.get_execution_options().get("deferred", False)
-        connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
+        connection.exec_driver_sql(connection.get_execution_options().get("begin", begin))
 
 
 @contextmanager
@@ -192,36 +199,36 @@ def wal_size(path: Path) -> int:
         return 0
 
 
-async def truncate_wal(writer: AsyncEngine, *, wait_seconds: float) -> bool:
+def truncate_wal(writer: Engine, *, wait_seconds: float) -> bool:
     """Move the write-ahead log into the file and empty it, holding the write lock meanwhile.
 
     Args:
-        writer: An engine that may write.
+        writer: An engine that may write; no transaction of it is open.
         wait_seconds: How long to wait for readers and writers; without them all, nothing is lost by not doing it.
 
     Returns:
         Whether the log was emptied.
     """
-    async with writer.connect() as connection:
-        driver = (await connection.get_raw_connection()).driver_connection
-        if driver is None:
-            return False
-        await driver.execute(f"PRAGMA busy_timeout={int(wait_seconds * 1000)}")
+    with _driver(writer) as driver:
+        driver.execute(f"PRAGMA busy_timeout={int(wait_seconds * 1000)}")
         try:
-            cursor = await driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            row = await cursor.fetchone()
-            await cursor.close()
+            row = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         finally:
-            await driver.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}")
-    return bool(row and row[0] == 0)
+            driver.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}")
+    return bool(row[0] == 0)
 
 
-async def vacuum(writer: AsyncEngine) -> None:
+def vacuum(writer: Engine) -> None:
     """Rewrite the file without its free pages."""
-    async with writer.connect() as connection:
-        driver = (await connection.get_raw_connection()).driver_connection
-        if driver is not None:
-            await driver.execute("VACUUM")
+    with _driver(writer) as driver:
+        driver.execute("VACUUM")
+
+
+@contextmanager
+def _driver(engine: Engine) -> Iterator[sqlite3.Connection]:
+    """The driver's own connection, outside of any transaction."""
+    with engine.connect() as connection:
+        yield cast("sqlite3.Connection", connection.connection.driver_connection)
 
 
 def checkpoints_are_safe(version: tuple[int, int, int]) -> bool:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Row, func, insert, select
+from sqlalchemy import Connection, Engine, Row, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from timeline.errors import IdempotencyConflict, StoreError, TimelineError, VersionConflict
 from timeline.events import Event, EventData, NewEvent, encode
@@ -25,6 +26,7 @@ from timeline.store.sqlite import BUSY_TIMEOUT_SECONDS, mapped_errors, truncate_
 
 __all__ = ["Decide", "Fold", "Writer", "body_digest", "chain_digest", "content_digest"]
 
+T = TypeVar("T")
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 GROUP_LIMIT = 500
 
@@ -92,18 +94,18 @@ class Writer:
 
     Args:
         path: The database file, for messages.
-        engine: An engine made with mode `write`.
+        engine: What `timeline.store.sqlite.writer` made; disposed of at the end.
         fold: The read models to bring along.
     """
 
-    def __init__(self, path: Path, engine: AsyncEngine, fold: Fold) -> None:
+    def __init__(self, path: Path, engine: Engine, fold: Fold) -> None:
         self._path = path
         self._engine = engine
         self._fold = fold
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="timeline-writer")
         self._queue: deque[_Batch] = deque()
         self._wake = asyncio.Event()
         self._closing = False
-        self._exclusive = asyncio.Lock()
         self._task = asyncio.create_task(self._run(), name="timeline-writer")
 
     def enqueue(
@@ -125,18 +127,22 @@ class Writer:
         self._closing = True
         self._wake.set()
         await asyncio.shield(self._task)
-        if wal_size(self._path):
-            with mapped_errors(self._path):
-                await truncate_wal(self._engine, wait_seconds=0.05)
+        try:
+            if wal_size(self._path):
+                with mapped_errors(self._path):
+                    await self._in_thread(partial(truncate_wal, self._engine, wait_seconds=0.05))
+        finally:
+            await self._in_thread(self._engine.dispose)
+            self._thread.shutdown()
 
     async def compact(self) -> None:
-        """Rewrite the file without its free pages, and empty the write-ahead log; call it while `exclusive` is held."""
-        await vacuum(self._engine)
-        await truncate_wal(self._engine, wait_seconds=BUSY_TIMEOUT_SECONDS)
+        """Rewrite the file without its free pages, and empty the write-ahead log, between two transactions."""
+        with mapped_errors(self._path):
+            await self._in_thread(partial(vacuum, self._engine))
+            await self._in_thread(partial(truncate_wal, self._engine, wait_seconds=BUSY_TIMEOUT_SECONDS))
 
-    def exclusive(self) -> asyncio.Lock:
-        """Held while someone else uses the write connection for what is no append (VACUUM, rebuild)."""
-        return self._exclusive
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _run(self) -> None:
         while True:
@@ -144,18 +150,16 @@ class Writer:
             self._wake.clear()
             while self._queue:
                 group = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_LIMIT))]
-                async with self._exclusive:
-                    await self._commit(group)
-                    if wal_size(self._path) >= CHECKPOINT_BYTES:
-                        await truncate_wal(self._engine, wait_seconds=1)
+                await self._commit(group)
+                if wal_size(self._path) >= CHECKPOINT_BYTES:
+                    await self._in_thread(partial(truncate_wal, self._engine, wait_seconds=1))
             if self._closing:
                 return
 
     async def _commit(self, group: list[_Batch]) -> None:
         try:
             with mapped_errors(self._path):
-                async with self._engine.begin() as conn:
-                    results = await conn.run_sync(self._write, group)
+                results = await self._in_thread(partial(self._transaction, group))
         except Exception as exc:  # noqa: BLE001  a bug in a fold has to reach its caller, not end this task
             if len(group) > 1:
                 # One batch spoils the whole transaction: find it by giving each its own.
@@ -171,6 +175,10 @@ class Writer:
                 batch.done.set_exception(result)
             else:
                 batch.done.set_result(result)
+
+    def _transaction(self, group: list[_Batch]) -> list[list[Event] | TimelineError]:
+        with self._engine.begin() as conn:
+            return self._write(conn, group)
 
     def _write(self, conn: Connection, group: list[_Batch]) -> list[list[Event] | TimelineError]:
         head: int = conn.execute(select(func.max(schema.events.c.position))).scalar() or 0
