@@ -238,7 +238,9 @@ class _Answer(_Shown):
 
         super().event(event)
         if isinstance(event.data, RequestSent) and not self._quiet and output.stderr().is_terminal:
-            self._waiting = output.stderr().status(f"[dim]{event.data.provider}:{event.data.model}[/dim]")
+            from rich.text import Text
+
+            self._waiting = output.stderr().status(Text(f"{event.data.provider}:{event.data.model}", style="dim"))
             self._waiting.start()
 
     def delta(self, delta: object) -> None:
@@ -270,15 +272,19 @@ class _Answer(_Shown):
             sys.stdout.write("\n")
             sys.stdout.flush()
 
-    def end(self, end: TurnEnd) -> None:  # noqa: ARG002  the events say it all
-        if self._quiet:
+    def end(self, end: TurnEnd) -> None:
+        if self._quiet or (end.error is not None and not end.text):
+            # Of a call that gave nothing, the error says it all.
             return
         from timeline.projections.blocks import fold
 
-        from .blocks import usage_line
+        from .blocks import CUT_OFF, usage_line
 
         session = fold(self.seen)
-        output.notice(usage_line(session.turns[-1], session.session_id))
+        turn = session.turns[-1]
+        if turn.answer is not None and turn.answer.finish_reason == "length":
+            output.notice(CUT_OFF)
+        output.notice(usage_line(turn, session.session_id))
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:

@@ -14,9 +14,10 @@ from timeline.projections.blocks import Attempt, Turn
 
 from . import output
 
-__all__ = ["draw_turn", "play_turn", "usage_line"]
+__all__ = ["CUT_OFF", "draw_turn", "play_turn", "usage_line"]
 
 NOT_RECORDED = "[not recorded]"
+CUT_OFF = "… cut off: the limit of tokens was reached"
 
 
 def usage_line(turn: Turn, session_id: str | None = None) -> str:
@@ -109,4 +110,4 @@ def _draw_end(console: Console, turn: Turn) -> None:
     elif turn.state == "open":
         console.print(Text("… still running", style="yellow"))
     elif answer is not None and answer.finish_reason == "length":
-        console.print(Text("… cut off: the limit of tokens was reached", style="yellow"), soft_wrap=True)
+        console.print(Text(CUT_OFF, style="yellow"), soft_wrap=True)
