@@ -8,7 +8,20 @@ from typing import Any
 
 from support.loopback import CLOSE, RESET, Reply
 
-__all__ = ["FOREVER", "answer", "batch", "delta", "error", "limited", "refused", "stream", "usage"]
+__all__ = [
+    "FOREVER",
+    "answer",
+    "batch",
+    "broken",
+    "delta",
+    "error",
+    "event",
+    "limited",
+    "refused",
+    "reset",
+    "stream",
+    "usage",
+]
 
 FOREVER = 3600.0
 """Seconds that no test waits: the client has to end it."""

@@ -317,6 +317,11 @@ class Home:
             rows = [dict(row) for row in conn.execute("SELECT * FROM events ORDER BY position")]
         return [{**row, "data": json.loads(row["data"])} for row in rows if not types or row["type"] in types]
 
+    def tables(self) -> set[str]:
+        """The names of the file's tables."""
+        with self.connect() as conn:
+            return {row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
     def types(self) -> list[str]:
         """The types of all events, in their order."""
         return [row["type"] for row in self.events()]

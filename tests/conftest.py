@@ -1,0 +1,42 @@
+"""Fixtures that several folders share."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.command import Backend, Home, Zygote
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    # A socket's path has to be short.
+    folder = Path(tempfile.mkdtemp(prefix="zygote"))
+    made = Zygote(folder)
+    yield made
+    made.close()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def running_backend() -> Iterator[Backend]:
+    made = Backend()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def backend(running_backend: Backend) -> Backend:
+    """A server of OpenAI's format; `says` gives it its answers."""
+    running_backend.says()
+    return running_backend
+
+
+@pytest.fixture
+def home(tmp_path: Path, zygote: Zygote, backend: Backend) -> Iterator[Home]:
+    """A fresh `TIMELINE_HOME` whose default model is the server's."""
+    with Home(tmp_path / "home", zygote, backend.url) as made:
+        yield made
