@@ -1,0 +1,269 @@
+"""Every promise under "What you can rely on" in README.md, as a test of the same name."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support.answers import FOREVER, answer, error, limited, stream
+from support.command import TERMINAL, Backend, Home
+
+ROOT = Path(__file__).parents[2]
+SECRET = "sk-live-0123456789abcdefghijklmnop"
+
+
+def promises() -> list[str]:
+    """The bold first sentence of each bullet."""
+    section = (ROOT / "README.md").read_text().split("## What you can rely on")[1].split("\n## ")[0]
+    return re.findall(r"^- \*\*(.+?)\.\*\*", section, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("promise", promises())
+def test_promise_has_a_test_of_its_name(promise: str) -> None:
+    name = "test_" + re.sub(r"\W+", "_", promise.lower()).strip("_")
+
+    assert name in globals()
+
+
+def test_every_outcome_is_recorded(home: Home, backend: Backend) -> None:
+    # One home for all: each outcome is one more call of the same log.
+    backend.says(answer("one ", "two"))
+    codes = [home.run("ask", "success").code]
+    backend.says(stream("one ", "two", FOREVER))
+    process = home.start("ask", "Ctrl-C")
+    process.read_until("two")
+    process.send(signal.SIGINT)
+    codes.append(process.wait())
+    backend.says(stream("one ", "two", error()))
+    codes.append(home.run("ask", "an error in the stream").code)
+    backend.says(limited())
+    codes.append(home.run("ask", "a rate limit").code)
+    backend.says(answer("one ", *["two "] * 200, pause=0.01))
+    process = home.start("ask", "a closed pipe")
+    process.read_until("one")
+    assert process.stdout is not None
+    process.stdout.close()
+    codes.append(process.wait())
+
+    ends = home.events(*TERMINAL)
+
+    assert [0, 130, 1, 5, 141] == codes
+    assert ["response.completed", "call.interrupted", "call.failed", "call.failed", "call.interrupted"] == [
+        end["type"] for end in ends
+    ]
+    texts = [home.recorded(call_id=end["call_id"]) for end in ends]
+    assert ["one two", "one two", "one two", ""] == texts[:4]
+    assert texts[4].startswith("one ")
+    assert "" == process.errors()
+
+
+def test_a_kill_loses_a_tenth_of_a_second_at_most(home: Home, backend: Backend) -> None:
+    words = [f"word{number} " for number in range(400)]
+    backend.says(answer(*words, pause=0.01))
+    process = home.start("ask", "count")
+    process.read_until("word50 ")
+    shown_before = time.monotonic()
+    while time.monotonic() < shown_before + 0.3:
+        process.read_until(" ")
+    process.send(signal.SIGKILL)
+    process.wait()
+
+    with home.connect() as conn:
+        open_calls = conn.execute("SELECT count(*) FROM attempts WHERE state = 'open'").fetchone()[0]
+    recorded = home.recorded()
+    verified = home.run("store", "verify")
+
+    assert 1 == open_calls
+    assert "word50 " in recorded
+    assert 0 == verified.code
+    assert ("call.interrupted", "abandoned") == (home.end()["type"], home.end()["data"]["reason"])
+    assert recorded in home.run("replay", "last").out
+
+
+@pytest.mark.slow
+def test_many_processes_share_one_file(home: Home, backend: Backend) -> None:
+    backend.says(answer("fine ", "here"))
+
+    with ThreadPoolExecutor(50) as pool:
+        results = list(pool.map(lambda number: home.run("ask", f"question {number}", timeout=100), range(50)))
+
+    assert [(0, "fine here\n")] * 50 == [(result.code, result.out) for result in results]
+    assert 50 == len(home.events("response.completed"))
+    assert 0 == home.run("store", "verify").code
+
+
+def test_the_log_can_only_grow(home: Home, backend: Backend) -> None:
+    backend.says(answer("kept"))
+    home.run("ask", "hi")
+    before = home.events()
+    attacks = [
+        "DELETE FROM events",
+        "UPDATE events SET data = '{}' WHERE position = 1",
+        "UPDATE events SET recorded_at = 0",
+        "INSERT OR REPLACE INTO events SELECT * FROM events WHERE position = 2",
+        "REPLACE INTO events SELECT 1, event_id, session_id, version, type, v, recorded_at, turn_id, step_id, call_id,"
+        " '{}', digest FROM events WHERE position = 1",
+        "INSERT INTO events SELECT position + 100, event_id || 'x', session_id, version + 100, type, v, recorded_at,"
+        " turn_id, step_id, call_id, data, digest FROM events WHERE position = 1",
+    ]
+
+    for attack in attacks:
+        with home.connect() as conn, pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            conn.execute(attack)
+
+    assert before == home.events()
+
+
+def test_a_flipped_byte_is_found(home: Home, backend: Backend) -> None:
+    backend.says(answer("The truth"))
+    home.run("ask", "hi")
+    (chunk,) = home.events("chunk.received")[-1:]
+
+    raw = home.store.read_bytes()
+    assert 1 == raw.count(b'"The truth"')
+    home.store.write_bytes(raw.replace(b'"The truth"', b'"The trutH"'))
+    result = home.run("store", "verify")
+
+    assert 1 == result.code
+    assert f"position {chunk['position']}:" in result.err
+
+
+def test_replay_needs_nothing_but_the_log(home: Home, backend: Backend) -> None:
+    backend.says(answer("The ", "answer"))
+    home.run("ask", "The question")
+    asked = len(backend.requests)
+    (home.path / "config.yaml").unlink()
+
+    result = home.run("replay", "last")
+
+    assert 0 == result.code
+    assert "❯ The question" in result.out
+    assert "The answer\n" in result.out
+    assert asked == len(backend.requests)
+
+
+def test_read_models_can_be_thrown_away(home: Home, backend: Backend) -> None:
+    backend.says(answer("a"), limited(), answer("b", tokens=None))
+    for _ in range(3):
+        home.run("ask", "hi")
+    tables = ("sessions", "turns", "steps", "attempts", "usage", "projections")
+
+    def contents() -> dict[str, list[tuple[object, ...]]]:
+        with home.connect() as conn:
+            return {
+                table: [tuple(row) for row in conn.execute(f"SELECT * FROM {table} ORDER BY 1, 2")] for table in tables
+            }
+
+    before = contents()
+    with home.connect() as conn:
+        for table in ("sessions", "turns", "usage"):
+            conn.execute(f"DELETE FROM {table}")
+        conn.commit()
+    damaged = contents()
+    result = home.run("store", "rebuild")
+
+    assert before != damaged
+    assert 0 == result.code
+    assert before == contents()
+
+
+def test_tokens_are_the_provider_s_own(home: Home, backend: Backend) -> None:
+    backend.says(answer("x", tokens=(1234, 567)), answer("some text", tokens=None))
+    counted = home.run("ask", "--json", "hi").json()["usage"]
+    estimated = home.run("ask", "--json", "hi").json()["usage"]
+
+    assert (1234, 567, "provider") == (counted["input"], counted["output"], counted["source"])
+    assert "estimated" == estimated["source"]
+    assert 1 == home.run("report", "--json").json()["totals"]["estimated"]
+
+
+def test_unknown_prices_are_never_shown_as_zero(home: Home, backend: Backend) -> None:
+    home.configure(local=False)
+    backend.says(answer("x"))
+    result = home.run("ask", "--json", "hi")
+    report = home.run("report")
+    totals = home.run("report", "--json").json()["totals"]
+
+    assert {"state": "unpriced", "usd": None} == result.json()["cost"]
+    assert "?" in report.out
+    assert "$0" not in report.out
+    assert (None, 1) == (totals["cost_usd"], totals["unpriced"])
+
+
+def test_money_is_never_spent_by_surprise(home: Home) -> None:
+    (home.path / "config.yaml").unlink()
+    keys = {"OPENAI_API_KEY": SECRET, "ANTHROPIC_API_KEY": SECRET, "GROQ_API_KEY": SECRET}
+
+    result = home.run("config", "show", "--json", env=keys)
+
+    # The route of a question without -m, and what may be asked without being named.
+    shown = result.out
+    assert 0 == result.code
+    assert "embedded:smollm2" in shown
+    assert "openai" not in shown
+    assert "anthropic" not in shown
+    assert "groq" not in shown
+
+
+def test_keys_are_written_nowhere(home: Home, backend: Backend) -> None:
+    home.configure(api_key="${MY_KEY}")
+    backend.says(answer("x"), limited())
+    results = [home.run("ask", "--events", "hi", env={"MY_KEY": SECRET}) for _ in range(2)]
+    results += [home.run(*command, env={"MY_KEY": SECRET}) for command in (("config", "show"), ("replay", "last"))]
+
+    assert f"Bearer {SECRET}" == backend.requests[0].headers["authorization"]
+    assert SECRET.encode() not in home.bytes()
+    for result in results:
+        assert SECRET not in result.out + result.err
+    modes = {path.name: path.stat().st_mode & 0o777 for path in home.path.glob("timeline.db*")}
+    assert set(modes.values()) == {0o600}
+
+
+def test_private_means_private(home: Home, backend: Backend, tmp_path: Path) -> None:
+    attached = tmp_path / "confidential-name.txt"
+    attached.write_text("confidential-file")
+    backend.says(answer("confidential-answer"))
+
+    result = home.run("ask", "--private", "-s", "confidential-system", "-f", str(attached), "confidential-prompt")
+
+    assert (0, "confidential-answer\n") == (result.code, result.out)
+    assert b"confidential" not in home.bytes()
+    assert 2 == home.run("report", "--json").json()["totals"]["output"]
+
+
+def test_forgetting_is_final(home: Home, backend: Backend) -> None:
+    backend.says(answer("an unforgettable-answer"))
+    home.run("ask", "an unforgettable-prompt")
+    before = home.run("report", "--json").json()["totals"]
+    assert b"unforgettable" in home.bytes()
+
+    result = home.run("sessions", "forget", "last", "--yes")
+
+    assert 0 == result.code
+    assert b"unforgettable" not in home.bytes()
+    assert before == home.run("report", "--json").json()["totals"]
+    assert 0 == home.run("store", "verify").code
+
+
+def test_standard_output_carries_the_answer_alone(home: Home, backend: Backend) -> None:
+    backend.says(answer("only this"))
+
+    result = home.run("ask", "hi")
+
+    assert "only this\n" == result.out
+    assert "t:m" in result.err
+    assert 1 == home.run("ask", "--json", "hi").json()["schema_version"]
+
+
+def test_a_mistyped_command_never_becomes_a_paid_prompt(home: Home, backend: Backend) -> None:
+    result = home.run("aks", "Why is the sky blue?")
+
+    assert 2 == result.code
+    assert "aks" in result.err
+    assert [] == backend.requests
+    assert not home.store.exists()
