@@ -145,7 +145,7 @@ class SSEFramer:
         rest = self._lines.rest()
         if self._whole:
             self._data.append(rest)
-        elif rest:
+        elif rest and not any(name.startswith(rest.strip()) for name in _FIELDS):
             self._uncommon(rest, payloads)
         if self._data:
             payloads.append(b"\n".join(self._data))
@@ -179,6 +179,7 @@ class SSEFramer:
 
     def _uncommon(self, line: bytes, payloads: list[bytes]) -> None:
         """A line that isn't `data: …` with its space."""
+        line = line.lstrip(b" \t")
         if line[:5] == b"data:":
             self._data.append(line[5:].removeprefix(b" "))
         elif line[:1] == b"{" and not self._data:
@@ -189,11 +190,11 @@ class SSEFramer:
                 self._data.append(line)
         elif line[:6] == b"error:":
             payloads.append(b'{"error":' + line[6:] + b"}")
-        elif self.stray is None and line.partition(b":")[0] not in _IGNORED:
+        elif self.stray is None and line.partition(b":")[0] not in _FIELDS:
             self.stray = line[:200]
 
 
-_IGNORED = frozenset({b"", b"event", b"id", b"retry", b"data"})
+_FIELDS = frozenset({b"", b"event", b"id", b"retry", b"data"})
 
 
 class NDJSONFramer:

@@ -36,7 +36,7 @@ from timeline.providers.waiting import Timeouts, Watch
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["HTTPProvider", "Head", "Parser", "Timeouts", "is_loopback", "last_items"]
+__all__ = ["HTTPProvider", "Head", "Parser", "Timeouts", "is_loopback", "last_items", "whole_items"]
 
 _FIRST_ERROR = 300
 _DRAIN_SECONDS = 0.25
@@ -213,7 +213,7 @@ def last_items(head: Head, framer: Framer, parser: Parser) -> Iterator[Item]:
     yield from parser.end()
 
 
-def _whole_items(parser: Parser, payload: bytes) -> Iterator[Item]:
+def whole_items(parser: Parser, payload: bytes) -> Iterator[Item]:
     """The items of an answer that wasn't asked to be streamed, though some servers stream it all the same."""
     payloads = [payload]
     if payload.lstrip()[:5] in (b"data:", b"event"):
@@ -390,7 +390,7 @@ class HTTPProvider(LLMProvider):
         head, payload = await self._exchange("POST", self.path(request, stream=False), content, model=request.model)
         parser = self.parser(head, request)
         try:
-            for item in _whole_items(parser, payload):
+            for item in whole_items(parser, payload):
                 collector.add(item)
         except BrokenStream:
             raise head.bad(payload, what="no answer") from None
