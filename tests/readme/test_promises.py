@@ -101,15 +101,14 @@ def test_the_log_can_only_grow(home: Home, backend: Backend) -> None:
     backend.says(answer("kept"))
     home.run("ask", "hi")
     before = home.events()
+    others = "event_id || 'x', session_id, version + 100, type, v, recorded_at, turn_id, step_id, call_id"
     attacks = [
         "DELETE FROM events",
         "UPDATE events SET data = '{}' WHERE position = 1",
         "UPDATE events SET recorded_at = 0",
         "INSERT OR REPLACE INTO events SELECT * FROM events WHERE position = 2",
-        "REPLACE INTO events SELECT 1, event_id, session_id, version, type, v, recorded_at, turn_id, step_id, call_id,"
-        " '{}', digest FROM events WHERE position = 1",
-        "INSERT INTO events SELECT position + 100, event_id || 'x', session_id, version + 100, type, v, recorded_at,"
-        " turn_id, step_id, call_id, data, digest FROM events WHERE position = 1",
+        f"REPLACE INTO events SELECT 1, {others}, '{{}}', digest FROM events WHERE position = 1",
+        f"INSERT INTO events SELECT position + 100, {others}, data, digest FROM events WHERE position = 1",
     ]
 
     for attack in attacks:
