@@ -37,7 +37,8 @@ def usage_line(turn: Turn, session_id: str | None = None) -> str:
         )
         parts.append(_cost(attempts))
     if session_id:
-        parts.append(f"session {session_id}")
+        # Its time alone: commands take a unique prefix, and a line has to fit into 60 columns.
+        parts.append(f"session {session_id[:13]}")
     return " · ".join(parts)
 
 
