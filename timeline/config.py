@@ -152,6 +152,8 @@ class Config:
         if listing:
             return ModelRef(listing[0], text)
         if provider and model:
+            if provider in _plugins():
+                return ModelRef(provider, model)
             raise self._unknown(provider)
         hint = f"{provider}:MODEL" if provider and (colon or provider in KINDS) else "provider:model"
         msg = f'"{text}" names no model: write {hint}, for example embedded:smollm2'
@@ -207,7 +209,10 @@ class Config:
         """
         written = self._written(name)
         kind = written.kind or name
-        base_url = self._address(name, written) or KINDS[kind].base_url
+        if kind not in KINDS and kind not in _plugins():
+            what = f'no plugin "{kind}" is installed: install it or disable the provider with enabled: false'
+            raise self._error(ConfigError, what, name, "kind")
+        base_url = self._address(name, written) or KINDS.get(kind, Kind()).base_url
         return ResolvedProvider(
             name=name,
             kind=kind,
@@ -219,6 +224,10 @@ class Config:
             ca_file=self._file(written.ca_file, name, "ca_file") if written.ca_file else None,
             timeouts=dict(written.timeouts),
             context=written.context,
+            options={
+                option: self._fill(value, name, "options", option) if isinstance(value, str) else value
+                for option, value in written.options.items()
+            },
         )
 
     def problem(self, name: str) -> TimelineError | None:
@@ -233,7 +242,7 @@ class Config:
 
     def _written(self, name: str) -> ProviderConfig:
         written = self.settings.llm_providers.get(name)
-        if written is None and name not in KINDS:
+        if written is None and name not in KINDS and name not in _plugins():
             raise self._unknown(name)
         if written is not None and not written.enabled:
             raise self._error(ConfigError, f"{name} is disabled here: set it to true to use {name}", name, "enabled")
@@ -261,7 +270,7 @@ class Config:
         Only a provider of the vendor's own name gets the key in that variable, never another
         server that speaks the same API.
         """
-        kind = KINDS[written.kind or name]
+        kind = KINDS.get(written.kind or name, Kind())
         vendor = kind.key_variable is not None and name in KINDS and KINDS[name] is kind
         if written.key_cmd is not None:
             key = self._run(written.key_cmd, name)
@@ -332,7 +341,7 @@ class Config:
         return error(where(self.source("llm_providers", *path), ("llm_providers", *path), what))
 
     def _unknown(self, name: str) -> NotFound:
-        known = sorted({*KINDS, *self.settings.llm_providers})
+        known = sorted({*KINDS, *_plugins(), *self.settings.llm_providers})
         entry = f"{name}: {{kind: openai, base_url: ...}}"
         return NotFound(
             f'there is no provider "{name}": {nearest(name, known)} (any server of OpenAI\'s format can be added'
@@ -449,15 +458,31 @@ def _check(config: Config, name: str, provider: ProviderConfig) -> None:
 
     if ":" in name:
         wrong("expected a name without a colon, which separates provider:model")
-    if provider.kind is None and name not in KINDS and provider.enabled:
+    if provider.kind is None and name not in KINDS and provider.enabled and name not in _plugins():
         wrong(f"expected the API that {name} speaks ({', '.join(KINDS)}), got nothing", "kind")
-    if provider.kind is not None and provider.kind not in KINDS:
+    if provider.kind is not None and _mistyped(provider.kind):
         wrong(f'unknown kind "{provider.kind}": {nearest(provider.kind, list(KINDS))}', "kind")
+    if provider.options and (provider.kind or name) in KINDS:
+        wrong("expected no options: only plugins take them", "options")
     if provider.api_key is not None and provider.key_cmd is not None:
         wrong("expected api_key or key_cmd, got both: remove one", "key_cmd")
     files = [path for path in provider.models.values() if path] if isinstance(provider.models, dict) else []
     if files and (provider.kind or name) != "embedded":
         wrong("expected a list of names: only embedded models have a file", "models")
+
+
+def _plugins() -> frozenset[str]:
+    """The names of the installed provider plugins, each a kind of its own."""
+    from timeline.entry_points import PROVIDERS, installed
+
+    return frozenset(entry.name for entry in installed(PROVIDERS))
+
+
+def _mistyped(kind: str) -> bool:
+    """Whether a kind is nearly a built-in one; a plugin that isn't installed now is left for its use to meet."""
+    import difflib
+
+    return kind not in KINDS and bool(difflib.get_close_matches(kind, KINDS, 1)) and kind not in _plugins()
 
 
 def _store_path(config: Config, text: str, environ: Mapping[str, str]) -> Path:

@@ -25,7 +25,7 @@ __all__ = [
     "masked",
 ]
 
-SECRET = frozenset({"api_key", "headers"})
+SECRET = frozenset({"api_key", "headers", "options"})
 """Keys whose values no error, repr or listing shows."""
 VARIABLE = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\})?")
 
@@ -74,7 +74,7 @@ class ProviderConfig(_Masked, frozen=True, forbid_unknown_fields=True, omit_defa
 
     Args:
         enabled: False refuses it, and leaves its `${VAR}` alone.
-        kind: Which API it speaks, a key of `KINDS`; by default what its name says.
+        kind: Which API it speaks, a key of `KINDS` or an installed plugin; by default what its name says.
         api_key: The key, mostly as `${VAR}`.
         key_cmd: A command that prints the key; run without a shell.
         base_url: Where it is served.
@@ -84,6 +84,7 @@ class ProviderConfig(_Masked, frozen=True, forbid_unknown_fields=True, omit_defa
         ca_file: PEM file of certificate authorities to trust instead of the usual ones.
         timeouts: Seconds, or null to wait for ever.
         context: Most tokens of prompt and answer together.
+        options: What else a plugin wants to know, by its own names.
     """
 
     enabled: bool = True
@@ -97,6 +98,7 @@ class ProviderConfig(_Masked, frozen=True, forbid_unknown_fields=True, omit_defa
     ca_file: str | None = None
     timeouts: dict[TimeoutName, Seconds | None] = {}
     context: Annotated[int, Meta(gt=0)] | None = None
+    options: dict[Name, str | int | float | bool] = {}
 
 
 class Routing(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -156,7 +158,7 @@ class ResolvedProvider(_Masked, frozen=True):
 
     Args:
         name: As configured, the part of `provider:model` before the colon.
-        kind: A key of `KINDS`.
+        kind: A key of `KINDS`, or an installed plugin.
         base_url: None for the engine in this process.
         api_key: None where none is needed.
         models: Configured names; for `embedded` with the path of their GGUF, or None for a model known by its name.
@@ -165,6 +167,7 @@ class ResolvedProvider(_Masked, frozen=True):
         ca_file: PEM file of certificate authorities.
         timeouts: Those that were configured, seconds; None waits for ever.
         context: Most tokens of prompt and answer together.
+        options: What else a plugin wants to know.
     """
 
     name: str
@@ -177,6 +180,7 @@ class ResolvedProvider(_Masked, frozen=True):
     ca_file: Path | None
     timeouts: dict[TimeoutName, float | None]
     context: int | None
+    options: dict[str, str | int | float | bool] = {}
 
 
 def fill(text: str, environ: Mapping[str, str]) -> str:
@@ -209,7 +213,7 @@ def masked(path: KeyPath, value: Any) -> Any:
         return {key: masked((*path, key), item) for key, item in value.items()}
     if SECRET.intersection(path):
         # A mere reference says where the secret is, not what it is.
-        return value if re.fullmatch(r"\$\{\w+\}", value) else "***"
+        return value if isinstance(value, str) and re.fullmatch(r"\$\{\w+\}", value) else "***"
     if path[-1] == "base_url":
         return re.sub(r"(?<=//)[^/]*@", "***@", re.sub(r"\?.*", "?***", value))
     return value
