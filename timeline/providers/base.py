@@ -316,6 +316,8 @@ class LLMProvider(ABC):
 
     name: str
     capabilities: ClassVar[Capabilities] = Capabilities()
+    reports_usage: ClassVar[bool] = True
+    """False for a service that never tells how many tokens it counted: then they are estimated."""
 
     @property
     def local(self) -> bool:
