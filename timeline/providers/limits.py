@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 from timeline.events import RateLimit
 
@@ -65,6 +64,8 @@ def _moment(text: str) -> int | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
+        from email.utils import parsedate_to_datetime
+
         try:
             moment = parsedate_to_datetime(text)
         except ValueError:

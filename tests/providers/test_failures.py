@@ -1,0 +1,156 @@
+"""Error bodies of every shape end in the right place of the tree, with a sentence that helps."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from timeline.providers.failures import Complaint, Speaker, error_from
+
+NOW = 1_700_000_000_000_000
+SPEAKER = Speaker("openai", "https://api.openai.com/v1", "set OPENAI_API_KEY", ("sk-secret-1", "secret"))
+
+
+def mapped(status, body, headers=None, *, model="m"):
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return error_from(SPEAKER, Complaint.read(raw), status=status, headers=headers or {}, now=NOW, model=model)
+
+
+def said(message, **more):
+    return {"error": {"message": message, **more}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "retryable"),
+    [
+        (400, said("no", type="invalid_request_error"), "invalid_request", False),
+        (401, said("no", code="invalid_api_key"), "authentication", False),
+        (401, said("You have insufficient permissions. Missing scopes: model.request"), "permission", False),
+        (403, said("no"), "permission", False),
+        (404, said("no", code="model_not_found"), "model_not_found", False),
+        (404, b"404 page not found", "model_not_found", False),
+        (400, said("The model `x` has been decommissioned", code="model_decommissioned"), "model_not_found", False),
+        (400, {"error": "model 'x' not found"}, "model_not_found", False),
+        (408, said("slow"), "timeout", True),
+        (409, said("conflict"), "server", True),
+        (413, said("too large"), "invalid_request", False),
+        (413, said("Request too large", code="rate_limit_exceeded", type="tokens"), "invalid_request", False),
+        (422, {"detail": [{"loc": ["body"], "msg": "field required"}]}, "invalid_request", False),
+        (429, said("slow down", code="rate_limit_exceeded"), "rate_limited", True),
+        (429, b"", "rate_limited", True),
+        (429, said("x", code="insufficient_quota"), "quota_exhausted", False),
+        (429, said("x", type="insufficient_quota"), "quota_exhausted", False),
+        (429, said("x", code="credit_balance_exhausted"), "quota_exhausted", False),
+        (429, said("x", code="organization_spend_limit_exceeded"), "quota_exhausted", False),
+        (429, said("x", code="project_usage_limit_exceeded"), "quota_exhausted", False),
+        (429, said("You exceeded your current quota"), "quota_exhausted", False),
+        (402, said("Insufficient credits"), "quota_exhausted", False),
+        (400, said("Your credit balance is too low to access the API"), "quota_exhausted", False),
+        (498, said("flex capacity"), "overloaded", True),
+        (500, said("oops"), "server", True),
+        (500, said("bad parameter", type="invalid_request_error"), "invalid_request", False),
+        (502, b"<html><head><title>502 Bad  Gateway</title></head></html>", "server", True),
+        (503, {"error": "server busy, please try again.  maximum pending requests exceeded"}, "overloaded", True),
+        (504, b"", "timeout", True),
+        (520, b"", "server", True),
+        (529, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, "overloaded", True),
+        (400, said("x", code="context_length_exceeded"), "context_too_long", False),
+        (400, said("This model's maximum context length is 8192 tokens."), "context_too_long", False),
+        (400, said("n", type="exceed_context_size_error", n_prompt_tokens=9, n_ctx=4), "context_too_long", False),
+        (400, said("prompt is too long: 208310 tokens > 200000 maximum"), "context_too_long", False),
+        (400, said("input length and `max_tokens` exceed context limit: 1 + 2 > 3"), "context_too_long", False),
+        (400, {"error": "prompt too long; exceeded max context length by 4 tokens"}, "context_too_long", False),
+        (500, {"error": "the input length exceeds the context length"}, "context_too_long", False),
+        (400, said("x", code="content_filter"), "content_refused", False),
+        (400, said("x", code="content_policy_violation"), "content_refused", False),
+        (403, said("The request requires moderation on x"), "content_refused", False),
+        (200, said("x", type="overloaded_error"), "overloaded", True),
+        (200, said("x", type="rate_limit_error"), "rate_limited", True),
+        (200, said("x", type="api_error"), "server", True),
+        (200, said("x", type="invalid_request_error"), "invalid_request", False),
+        (200, said("x", code=429), "rate_limited", True),
+        (200, said("x", code="502"), "server", True),
+        (200, {"error": "llama runner process has terminated"}, "server", True),
+        (200, {"error": {}}, "server", True),
+        (418, b"\xff\xfe", "invalid_request", False),
+        (400, [said("first of a list")], "invalid_request", False),
+        (400, {"object": "error", "message": "n", "type": "BadRequestError", "code": 400}, "invalid_request", False),
+        (500, b'{"error":' + b"[" * 5000, "server", True),
+    ],
+)
+def test_errors_have_their_place_in_the_tree(status, body, kind, retryable):
+    error = mapped(status, body)
+
+    assert (kind, retryable) == (error.kind, error.retryable)
+
+
+@pytest.mark.parametrize(("told", "expected"), [("true", True), ("false", False), ("maybe", None)])
+def test_x_should_retry_wins_over_the_status(told, expected):
+    assert (True if expected is None else expected) is mapped(500, b"", {"x-should-retry": told}).retryable
+    assert bool(expected) is mapped(400, b"", {"x-should-retry": told}).retryable
+
+
+def test_an_empty_purse_is_never_tried_again():
+    assert not mapped(429, said("x", code="insufficient_quota"), {"x-should-retry": "true"}).retryable
+
+
+def test_retry_after_is_heeded_where_waiting_helps():
+    assert 7.0 == mapped(429, b"", {"retry-after": "7"}).retry_after
+    assert 7.0 == mapped(503, b"", {"retry-after": "7"}).retry_after
+    assert None is mapped(400, b"", {"retry-after": "7"}).retry_after
+    assert None is mapped(200, said("x", type="overloaded_error"), {"retry-after": "7"}).retry_after
+
+
+def test_an_error_carries_what_a_caller_needs():
+    error = mapped(
+        429,
+        {"type": "error", "error": {"type": "rate_limit_error", "message": "no"}, "request_id": "req_body"},
+        {"x-ratelimit-remaining-requests": "0", "retry-after": "5.25"},
+    )
+
+    assert ("openai", 429, "rate_limit_error", 5.25, "req_body") == (
+        error.provider,
+        error.status,
+        error.code,
+        error.retry_after,
+        error.request_id,
+    )
+    assert 0 == error.rate_limits[0].remaining
+    assert "req_head" == mapped(400, b"", {"x-request-id": "req_head"}).request_id
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "sentence"),
+    [
+        (401, said("no"), {}, "openai refused the key (401): set OPENAI_API_KEY (it said: no)"),
+        (429, b"", {"retry-after": "5.3"}, "openai is rate limiting (429): try again in 5.3 s"),
+        (429, b"", {"retry-after": "600"}, "openai is rate limiting (429): try again in 10 min"),
+        (429, b"", {}, "openai is rate limiting (429): try again later"),
+        (
+            404,
+            said("no"),
+            {},
+            "openai doesn't know m (404): check the model's name and https://api.openai.com/v1 (it said: no)",
+        ),
+        (502, b"<html><title>Bad Gateway</title>", {}, "openai failed (502): try again later (it said: Bad Gateway)"),
+        (
+            200,
+            said("no", type="overloaded_error"),
+            {},
+            "openai has no capacity now: try again later (it said: no)",
+        ),
+    ],
+)
+def test_the_sentence_says_what_happened_to_what_and_what_to_do(status, body, headers, sentence):
+    assert sentence == str(mapped(status, body, headers))
+
+
+def test_no_secret_and_no_flood_gets_into_a_message():
+    error = mapped(401, said("Incorrect key sk-secret-1 or\nsecret! " + "x" * 5000, code="sk-secret-1"))
+
+    assert "secret" not in str(error)
+    assert "secret" not in str(error.code)
+    assert "Incorrect key [key] or [key]!" in str(error)
+    assert len(str(error)) < 700
+    assert "secret" not in repr(SPEAKER)
