@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from timeline.config_file import decode, nearest, read, where
 from timeline.errors import AmbiguousName, ConfigError, MissingKey, NotFound, TimelineError, UsageError
+from timeline.keys import FoundKey, KeyFile, checked, in_keyring, printed_by
 from timeline.paths import PROJECT_FILE, Paths, beside, find_paths
 from timeline.settings import (
     DEFAULTS,
@@ -24,6 +25,7 @@ from timeline.settings import (
     SECRET,
     KeyPath,
     Kind,
+    Price,
     ProviderConfig,
     ResolvedProvider,
     Routing,
@@ -38,9 +40,11 @@ __all__ = [
     "KINDS",
     "PROJECT_FILE",
     "Config",
+    "FoundKey",
     "Kind",
     "ModelRef",
     "Paths",
+    "Price",
     "ProviderConfig",
     "ResolvedProvider",
     "Routing",
@@ -54,9 +58,7 @@ __all__ = [
 DEFAULT = "default"
 ENVIRONMENT = "TIMELINE_MODEL"
 COMMAND_LINE = "command line"
-SECTIONS = ("llm_providers", "routing_strategy", "store")
-KEY_COMMAND_SECONDS = 60
-"""Long enough to type a passphrase or touch a security key."""
+SECTIONS = ("llm_providers", "routing_strategy", "store", "prices")
 
 
 # ------------------------------------------------------------------ what comes out
@@ -231,14 +233,42 @@ class Config:
         )
 
     def problem(self, name: str) -> TimelineError | None:
-        """Why an enabled provider could not be used now, as far as that shows without running its `key_cmd`."""
-        if self.settings.llm_providers[name].key_cmd:
-            return None
+        """Why an enabled provider could not be used now, as far as that shows without a `key_cmd` or the keyring."""
         try:
+            if any(found.value is None for found in self.keys(name)[:1]):
+                return None
             self.provider(name)
         except TimelineError as exc:
             return exc
         return None
+
+    def served(self, name: str) -> tuple[str, str | None]:
+        """The kind of a provider and its address, None for the engine in this process; looks for no key.
+
+        Raises:
+            NotFound: There is no such provider.
+            ConfigError: The address is none.
+        """
+        written = self.settings.llm_providers.get(name)
+        if written is None and name not in KINDS and name not in _plugins():
+            raise self._unknown(name)
+        written = written or ProviderConfig()
+        kind = written.kind or name
+        return kind, self._address(name, written) or KINDS.get(kind, Kind()).base_url
+
+    def takes_key(self, name: str) -> bool:
+        """Whether a key is any use to a provider: the engine in this process and Ollama ask for none."""
+        written = self.settings.llm_providers.get(name) or ProviderConfig()
+        known = KINDS.get(written.kind or name)
+        return known is None or known.key_variable is not None
+
+    def keys(self, name: str) -> tuple[FoundKey, ...]:
+        """Where a provider's key is found; the first one is used. Runs no command and asks no keyring.
+
+        Raises:
+            ConfigError, MissingKey: `keys.json` can't be read, or a variable of `api_key` isn't set.
+        """
+        return tuple(self._keys(name, self.settings.llm_providers.get(name) or ProviderConfig()))
 
     def _written(self, name: str) -> ProviderConfig:
         written = self.settings.llm_providers.get(name)
@@ -265,71 +295,59 @@ class Config:
         }
 
     def _key(self, name: str, written: ProviderConfig, base_url: str | None) -> str | None:
-        """From `key_cmd` or `api_key`, else from the vendor's own variable.
-
-        Only a provider of the vendor's own name gets the key in that variable, never another
-        server that speaks the same API.
-        """
+        """The first key found; None where none is and none is needed."""
+        found = next(self._keys(name, written), None)
+        if found is None and written.api_key is not None:
+            self._fill(written.api_key, name, "api_key", error=MissingKey)
+        key = ""
+        if found is not None:
+            open_it = {"key_cmd": lambda: self._run(found.place, name), "keyring": lambda: in_keyring(name)}
+            key = checked(name, open_it[found.origin]() if found.value is None else found.value)
         kind = KINDS.get(written.kind or name, Kind())
-        vendor = kind.key_variable is not None and name in KINDS and KINDS[name] is kind
-        if written.key_cmd is not None:
-            key = self._run(written.key_cmd, name)
-        elif written.api_key is not None:
-            key = self._fill(written.api_key, name, "api_key", error=MissingKey)
-        else:
-            key = self._environ.get(kind.key_variable or "", "") if vendor else ""
-        key = key.strip()
-        if not all("!" <= character <= "~" for character in key):
-            msg = f"the API key of {name} holds a space, a line break or a letter that no key has: copy it anew"
-            raise MissingKey(msg)
         if not key and kind.key_variable and (base_url or "").rstrip("/") == kind.base_url:
-            remedy = kind.key_variable if vendor else f"llm_providers.{name}.api_key in {self.paths.config_file}"
-            msg = f"{name} needs an API key: set {remedy}"
+            remedy = self._vendor_variable(name, kind) or f"llm_providers.{name}.api_key in {self.paths.config_file}"
+            msg = f"{name} needs an API key: set {remedy} or run 'timeline keys set {name}'"
             raise MissingKey(msg)
         return key or None
 
+    def _keys(self, name: str, written: ProviderConfig) -> Iterator[FoundKey]:
+        """From `key_cmd` or `api_key`, else from the vendor's own variable, else from `timeline keys`."""
+        kind = KINDS.get(written.kind or name, Kind())
+        variable = self._vendor_variable(name, kind)
+        if written.key_cmd is not None:
+            yield FoundKey("key_cmd", written.key_cmd)
+        elif written.api_key is not None:
+            reference = re.fullmatch(r"\$\{(\w+)\}", written.api_key)
+            variable = reference[1] if reference else None
+            if reference is None:
+                value = self._fill(written.api_key, name, "api_key", error=MissingKey)
+                yield FoundKey("config", self.source("llm_providers", name, "api_key"), value)
+        if variable and self._environ.get(variable, "").strip() and written.key_cmd is None:
+            yield FoundKey("environment", variable, self._environ[variable].strip())
+        # An entry there is for one name, and only the user's own file says where that name is served.
+        kept = KeyFile(self.paths.keys_file).read() if self.takes_key(name) else {}
+        if name in kept:
+            yield FoundKey("file", str(self.paths.keys_file), kept[name]) if kept[name] else FoundKey("keyring", name)
+
+    @staticmethod
+    def _vendor_variable(name: str, kind: Kind) -> str | None:
+        """Only a provider of the vendor's own name gets the key in its variable, never another server of the same API."""
+        return kind.key_variable if KINDS.get(name) is kind else None
+
     def _run(self, command: str, name: str) -> str:
         """What `key_cmd` prints."""
-        import shlex
-        import subprocess
-
         try:
-            program, *arguments = shlex.split(command)
-        except ValueError:
-            raise self._error(
-                ConfigError, "expected a command that prints the key: check its quotes", name, "key_cmd"
-            ) from None
-        program = os.path.expanduser(program)  # noqa: PTH111  a Path would turn ./program into program
-        try:
-            # Standard input may be the prompt, so it isn't the command's; on stderr it may ask for a passphrase.
-            done = subprocess.run(  # noqa: S603  the user's command from the user's own file, run without a shell
-                [program, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                timeout=KEY_COMMAND_SECONDS,
-                env=dict(self._environ),
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            what = f"{program} printed no key within {KEY_COMMAND_SECONDS} seconds: run it by hand"
-        except OSError as exc:
-            what = f"{program} can't be run ({exc.strerror}): check the command"
-        else:
-            key = done.stdout.decode("utf-8", "replace").strip()
-            if key and not done.returncode:
-                return key
-            ended = f"ended with status {done.returncode}" if done.returncode else "printed nothing"
-            what = f"{program} {ended}: run it by hand to see why"
-        raise self._error(MissingKey, what, name, "key_cmd")
+            return printed_by(command, self._environ)
+        except (ConfigError, MissingKey) as exc:
+            raise self._error(type(exc), str(exc), name, "key_cmd") from None
 
     def _fill(self, text: str, *path: str, error: type[TimelineError] = ConfigError) -> str:
         """The text with variables filled in, or an error about that key of `llm_providers`."""
         try:
             return fill(text, self._environ)
         except LookupError as exc:
-            what = (
-                f"the environment variable {exc.args[0]} is not set: set it or disable the provider with enabled: false"
-            )
+            keep = f", run 'timeline keys set {path[0]}'," if path[1:] == ("api_key",) else ""
+            what = f"the environment variable {exc.args[0]} is not set: set it{keep} or disable the provider with enabled: false"
             raise self._error(error, what, *path) from None
         except ValueError as exc:
             raise self._error(ConfigError, str(exc), *path) from None
@@ -390,6 +408,8 @@ def load(
     config = Config(settings, paths, values=values, listed=listed, environ=environ)
     for name, provider in settings.llm_providers.items():
         _check(config, name, provider)
+    for model in settings.prices:
+        _check_priced(config, model)
     if settings.store.path:
         config.paths = msgspec.structs.replace(paths, store=_store_path(config, settings.store.path, environ))
     return config
@@ -483,6 +503,16 @@ def _mistyped(kind: str) -> bool:
     import difflib
 
     return kind not in KINDS and bool(difflib.get_close_matches(kind, KINDS, 1)) and kind not in _plugins()
+
+
+def _check_priced(config: Config, text: str) -> None:
+    """A price is for a model of a provider: with a typo it would be for nobody, without a word."""
+    provider, _, model = text.partition(":")
+    known = sorted({*KINDS, *config.settings.llm_providers})
+    if model and (provider in known or provider in _plugins()):
+        return
+    what = f"expected provider:model: {nearest(provider, known)}" if model else "expected provider:model as the key"
+    raise ConfigError(where(config.source("prices", text), ("prices", text), what))
 
 
 def _store_path(config: Config, text: str, environ: Mapping[str, str]) -> Path:

@@ -233,7 +233,8 @@ class _Explainer:
             problem = self.problem(fields[key], item, (*path, key))
             if problem:
                 return problem
-        return None
+        missing = [field.encode_name for field in type_.fields if field.required and field.encode_name not in value]
+        return (path, f"{missing[0]} is missing: add it") if missing else None
 
     def _in_dict(self, type_: inspect.DictType, value: dict[Any, Any], path: Keys) -> Problem | None:
         from msgspec import inspect
@@ -275,12 +276,12 @@ def _fits(type_: inspect.Type, value: Any) -> bool:
             return isinstance(value, str) and len(value) >= (type_.min_length or 0)
         case inspect.IntType() | inspect.FloatType():
             wanted = int if isinstance(type_, inspect.IntType) else int | float
-            low, high = type_.gt, type_.le
             return (
                 isinstance(value, wanted)
                 and not isinstance(value, bool)
-                and (low is None or value > low)
-                and (high is None or value <= high)
+                and (type_.gt is None or value > type_.gt)
+                and (type_.ge is None or value >= type_.ge)
+                and (type_.le is None or value <= type_.le)
             )
         case inspect.LiteralType():
             return value in type_.values
@@ -299,6 +300,7 @@ def _expected(type_: inspect.Type) -> str:
         case inspect.IntType() | inspect.FloatType():
             words = "a whole number" if isinstance(type_, inspect.IntType) else "a number"
             words += f" above {type_.gt}" if type_.gt is not None else ""
+            words += f" from {type_.ge}" if type_.ge is not None else ""
             return words + (f" up to {type_.le}" if type_.le is not None else "")
         case inspect.ListType():
             return f"a list of {_expected(type_.item_type)}"

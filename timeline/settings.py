@@ -15,6 +15,7 @@ __all__ = [
     "SECRET",
     "KeyPath",
     "Kind",
+    "Price",
     "ProviderConfig",
     "ResolvedProvider",
     "Routing",
@@ -31,6 +32,7 @@ VARIABLE = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}
 
 KeyPath = tuple[str, ...]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Dollars = Annotated[float, Meta(ge=0, le=1_000_000)]
 Name = Annotated[str, Meta(min_length=1)]
 Route = Name | Annotated[list[Name], Meta(min_length=1)]
 Task = Literal["query_routing", "tool_calling", "response_formatting", "fallback", "default"]
@@ -132,12 +134,31 @@ class StoreConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     synchronous: Literal["full", "normal"] = "full"
 
 
+class Price(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a model costs, in US dollars per million tokens.
+
+    Args:
+        input_per_million: Prompt tokens that came from no cache.
+        output_per_million: Generated tokens, reasoning included.
+        cache_read_per_million: Prompt tokens read from the cache; by default as input.
+        cache_write_per_million: Prompt tokens written to the cache; by default as input.
+        cache_write_1h_per_million: Those written to the one-hour cache; by default as other cache writes.
+    """
+
+    input_per_million: Dollars
+    output_per_million: Dollars
+    cache_read_per_million: Dollars | None = None
+    cache_write_per_million: Dollars | None = None
+    cache_write_1h_per_million: Dollars | None = None
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A whole configuration file."""
 
     llm_providers: dict[Name, ProviderConfig] = {}
     routing_strategy: Routing = Routing()
     store: StoreConfig = StoreConfig()
+    prices: dict[Name, Price] = {}
     offline: bool = False
 
 

@@ -171,7 +171,7 @@ def test_show_warns_of_an_enabled_provider_without_its_key(home: Path, timeline:
             "provider": "openai",
             "kind": "missing_key",
             "message": f"{home}/config.yaml: llm_providers.openai.api_key: the environment variable MY_KEY is not set:"
-            " set it or disable the provider with enabled: false",
+            " set it, run 'timeline keys set openai', or disable the provider with enabled: false",
         }
     ] == shown(done)["problems"]
     assert "Warning: " in done.stderr

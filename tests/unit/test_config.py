@@ -77,7 +77,9 @@ def test_paid_provider_asked_for_by_name_takes_its_key_from_the_environment(
 
     assert SECRET == provider.api_key
     assert address == provider.base_url
-    with pytest.raises(MissingKey, match=f"^{name} needs an API key: set {variable}$"):
+    with pytest.raises(
+        MissingKey, match=f"^{name} needs an API key: set {variable} or run 'timeline keys set {name}'$"
+    ):
         machine.load().provider(name)
 
 
@@ -253,7 +255,7 @@ def test_variables_are_looked_up_when_a_provider_is_used_and_not_before(machine:
         loaded.provider("openai")
     assert (
         f"{machine.user_file}: llm_providers.openai.api_key: the environment variable UNSET is not set:"
-        " set it or disable the provider with enabled: false"
+        " set it, run 'timeline keys set openai', or disable the provider with enabled: false"
     ) == str(caught.value)
 
 
@@ -308,7 +310,10 @@ def test_key_of_the_environment_goes_to_no_server_of_another_name(machine: Machi
 def test_second_account_at_the_vendor_needs_a_key_of_its_own(machine: Machine) -> None:
     loaded = machine.load("llm_providers: {work: {kind: openai}}", OPENAI_API_KEY=SECRET)
 
-    with pytest.raises(MissingKey, match=r"^work needs an API key: set llm_providers.work.api_key in .*config.yaml$"):
+    message = (
+        r"^work needs an API key: set llm_providers.work.api_key in .*config.yaml or run 'timeline keys set work'$"
+    )
+    with pytest.raises(MissingKey, match=message):
         loaded.provider("work")
 
 
