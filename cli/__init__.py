@@ -17,6 +17,7 @@ def main() -> None:
         return
     import signal
 
+    _open_streams()
     try:
         from .app import run
 
@@ -27,3 +28,15 @@ def main() -> None:
     # Python's own end is no place to be interrupted: it would complain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Let nothing that is opened later take the number of a standard stream that was closed."""
+    import os
+
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: PTH123, SIM115

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
@@ -35,10 +36,20 @@ class _Commands(TyperGroup):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # Python would complain once more when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _give_up_stdout()
             raise typer.Exit(EXIT_PIPE) from None
+        except OSError as exc:
+            _give_up_stdout()
+            what = f"{exc.filename} can't be used" if exc.filename else "the output can't be written"
+            msg = f"{what} ({exc.strerror or exc}): make room or choose another place, then try again"
+            raise TimelineError(msg) from exc
         return result
+
+
+def _give_up_stdout() -> None:
+    """Nothing more can be said there; Python would complain once more when it flushes at exit."""
+    output.json_errors(False)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 app = typer.Typer(
@@ -90,6 +101,7 @@ def run() -> int:
     output.json_errors("--json" in sys.argv)
     _register()
     try:
+        _check_words(sys.argv)
         code = app(standalone_mode=False)
     except TimelineError as exc:
         return output.fail(exc)
@@ -100,9 +112,20 @@ def run() -> int:
     return code if isinstance(code, int) else 0
 
 
+def _check_words(words: list[str]) -> None:
+    """Refuse what is no text: it could be neither sent nor recorded."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as exc:
+            msg = f"{word!a} on the command line is not UTF-8 text: check the terminal's encoding"
+            raise UsageError(msg) from exc
+
+
 def _misused(exc: TyperException) -> int:
     """Say what was wrong with the command line; a bare command group shows its help instead."""
     message = exc.format_message().replace("Value error, ", "")
+    message = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", message)
     if not message:
         # A bare command group has shown its help.
         return UsageError.exit_code

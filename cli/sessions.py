@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from timeline.errors import UsageError
 
 from . import output
+
+if TYPE_CHECKING:
+    from timeline.projections.blocks import Session
 
 __all__ = ["app"]
 
@@ -46,6 +50,9 @@ def list_(
             [[getattr(row, name) for name in SessionRow.__struct_fields__] for row in found],
         )
         return
+    if not found:
+        output.notice("there is no session yet: 'timeline ask' begins one")
+        return
     from rich import box
     from rich.table import Table
 
@@ -75,8 +82,6 @@ def show(
         async with looking() as timeline:
             found = await timeline.session(session)
             return found, await timeline.bodies(found)
-
-    from timeline.projections.blocks import Session
 
     found, bodies = wait_for(load())
     if as_json:
@@ -125,17 +130,33 @@ def forget(
     from timeline.runtime import Timeline
 
     from .app import wait_for
+    from .opening import looking
+
+    async def find() -> Session:
+        async with looking() as timeline:
+            return await timeline.session(session)
 
     async def work() -> int:
         async with Timeline.open() as timeline:
-            found = await timeline.session(session)
-            if not yes:
-                typer.confirm(
-                    f"Forget what was said in {found.session_id} ({found.title or 'no title'})?", abort=True, err=True
-                )
             return await timeline.forget(found.session_id)
 
+    found = wait_for(find())
+    if not (yes or _agreed(f"Forget what was said in {found.session_id} ({found.title or 'no title'})?")):
+        output.notice("nothing was forgotten")
+        raise typer.Exit(1)
     output.notice(f"{wait_for(work())} events lost their text; tokens and cost stay")
+
+
+def _agreed(question: str) -> bool:
+    """Ask on stderr; the answer comes from standard input, a terminal or not."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    answer = sys.stdin.readline()
+    if not answer:
+        sys.stderr.write("\n")
+        msg = "there is nobody to ask: give --yes to forget without being asked"
+        raise UsageError(msg)
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _distinct(ids: list[str]) -> int:
