@@ -1,0 +1,359 @@
+"""Anthropic's format: blocks, thoughts with signatures, cumulative usage, structured output by generation."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.loopback import Reply, Server
+from support.recordings import KEY, recordings
+
+from timeline.events import Usage
+from timeline.providers import (
+    AnthropicProvider,
+    Capabilities,
+    Delta,
+    Finish,
+    ImagePart,
+    LLMRequest,
+    Message,
+    ModelInfo,
+    OpaquePart,
+    TextPart,
+    Tool,
+    ToolCall,
+    UsageReport,
+    collect,
+)
+from timeline.providers.anthropic import generation
+
+ANTHROPIC = AnthropicProvider(KEY)
+WEATHER = Tool("weather", "The weather.", {"type": "object", "properties": {"city": {"type": "string"}}})
+SCHEMA = {"type": "object", "properties": {"a": {"type": "object", "properties": {}}}, "required": ["a"]}
+USER = [{"role": "user", "content": "hi"}]
+
+
+def start(**usage):
+    return {"type": "message_start", "message": {"model": "claude-x", "usage": usage}}
+
+
+def block(index, **content):
+    return {"type": "content_block_start", "index": index, "content_block": content}
+
+
+def delta(index, kind, **fields):
+    return {"type": "content_block_delta", "index": index, "delta": {"type": kind, **fields}}
+
+
+def stop(index):
+    return {"type": "content_block_stop", "index": index}
+
+
+def ending(reason="end_turn", **usage):
+    return [{"type": "message_delta", "delta": {"stop_reason": reason}, "usage": usage}, {"type": "message_stop"}]
+
+
+async def items_of(*payloads, asked=None, headers=None):
+    async with Server(Reply.sse(*payloads, headers=headers)) as server:
+        provider = AnthropicProvider(KEY, server.url)
+        items = [item async for item in provider.stream_request(asked or LLMRequest("claude-x", USER))]
+        await provider.aclose()
+    return items
+
+
+async def answer(*payloads, asked=None):
+    async def replay():
+        for item in items:
+            yield item
+
+    items = await items_of(*payloads, asked=asked)
+    return await collect(replay())
+
+
+# ------------------------------------------------------------------ what goes in
+
+
+def test_a_plain_request():
+    messages = [{"role": "system", "content": "Also be kind."}, *USER]
+    body = ANTHROPIC.body(
+        LLMRequest("claude-sonnet-4-5", messages, system="Be brief.", stop=["x"], seed=7), stream=True
+    )
+
+    assert {
+        "model": "claude-sonnet-4-5",
+        "max_tokens": 16384,
+        "system": "Be brief.\n\nAlso be kind.",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
+        "stop_sequences": ("x",),
+        "stream": True,
+    } == body
+
+
+async def test_key_and_version_on_the_wire():
+    reply = Reply.json({"type": "message", "model": "m", "content": [], "stop_reason": "end_turn", "usage": {}})
+    for given in ("", "/", "/v1", "/v1/"):
+        async with Server(reply) as server:
+            provider = AnthropicProvider(KEY, server.url + given)
+            await provider.make_request(LLMRequest("m", USER))
+            await provider.aclose()
+        asked = server.requests[0]
+
+        assert "/v1/messages" == asked.path
+        assert (KEY, "2023-06-01") == (asked.headers["x-api-key"], asked.headers["anthropic-version"])
+        assert "authorization" not in asked.headers
+
+
+def test_roles_take_turns_and_results_stand_together():
+    thought = {"type": "thinking", "thinking": "hm", "signature": "s1"}
+    asked = LLMRequest(
+        "m",
+        (
+            Message("user", "weather?"),
+            Message("user", ""),
+            Message(
+                "assistant",
+                (OpaquePart("anthropic", thought), OpaquePart("other", {"x": 1}), TextPart("")),
+                tool_calls=(ToolCall("c1", "weather", {"city": "Bern"}), ToolCall("c2", "weather", {})),
+            ),
+            Message("tool", "sunny", tool_call_id="c1"),
+            Message("tool", "no such city", tool_call_id="c2", is_error=True),
+            Message("user", "and?"),
+        ),
+    )
+
+    assert [
+        {"role": "user", "content": [{"type": "text", "text": "weather?"}]},
+        {
+            "role": "assistant",
+            "content": [
+                thought,
+                {"type": "tool_use", "id": "c1", "name": "weather", "input": {"city": "Bern"}},
+                {"type": "tool_use", "id": "c2", "name": "weather", "input": {}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "sunny"}]},
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "c2",
+                    "content": [{"type": "text", "text": "no such city"}],
+                    "is_error": True,
+                },
+                {"type": "text", "text": "and?"},
+            ],
+        },
+    ] == ANTHROPIC.body(asked, stream=False)["messages"]
+
+
+def test_images_and_documents():
+    asked = LLMRequest("m", (Message("user", (ImagePart("image/png", b"x"), ImagePart("application/pdf", b"y"))),))
+
+    assert [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "eA=="}},
+        {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "eQ=="}},
+    ] == ANTHROPIC.body(asked, stream=False)["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("auto", {"type": "auto"}),
+        ("none", {"type": "none"}),
+        ("required", {"type": "any"}),
+        ("weather", {"type": "tool", "name": "weather"}),
+    ],
+)
+def test_tools_and_their_choice(choice, expected):
+    body = ANTHROPIC.body(LLMRequest("m", USER, tools=[WEATHER], tool_choice=choice), stream=False)
+
+    assert expected == body["tool_choice"]
+    assert [{"name": "weather", "description": "The weather.", "input_schema": WEATHER.parameters}] == body["tools"]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("claude-sonnet-4-5-20250929", (4, 5)),
+        ("claude-sonnet-4-20250514", (4, 0)),
+        ("claude-3-7-sonnet-latest", (3, 7)),
+        ("claude-3-opus-20240229", (3, 0)),
+        ("claude-opus-5", (5, 0)),
+        ("anthropic/claude-haiku-4.5", (4, 5)),
+        ("smollm2", None),
+    ],
+)
+def test_the_generation_is_read_from_the_name(model, expected):
+    assert expected == generation(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "reasoning", "max_tokens", "expected"),
+    [
+        ("claude-opus-4-8", "high", None, {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}),
+        ("claude-opus-4-8", "none", None, {"thinking": {"type": "disabled"}, "temperature": 0.5}),
+        ("claude-sonnet-4-5", "low", None, {"thinking": {"type": "enabled", "budget_tokens": 2048}}),
+        ("claude-sonnet-4-5", "high", 4096, {"thinking": {"type": "enabled", "budget_tokens": 2048}}),
+        ("claude-sonnet-4-5", "high", 100, {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
+        ("claude-sonnet-4-5", "none", None, {"temperature": 0.5}),
+        ("claude-3-haiku-20240307", "high", None, {"temperature": 0.5}),
+    ],
+)
+def test_thoughts_are_asked_for_as_the_generation_knows_them(model, reasoning, max_tokens, expected):
+    asked = LLMRequest(model, USER, reasoning=reasoning, max_tokens=max_tokens, temperature=0.5)
+    body = ANTHROPIC.body(asked, stream=False)
+
+    assert expected == {k: body[k] for k in ("thinking", "output_config", "temperature") if k in body}
+    assert body["max_tokens"] > body.get("thinking", {}).get("budget_tokens", 0)
+
+
+def test_a_schema_is_the_outputs_format_where_the_generation_knows_it():
+    body = ANTHROPIC.body(LLMRequest("claude-sonnet-4-5", USER, response_schema=SCHEMA), stream=False)
+    inner = {"type": "object", "properties": {}, "additionalProperties": False}
+
+    assert {"type": "json_schema", "schema": {**SCHEMA, "properties": {"a": inner}, "additionalProperties": False}} == (
+        body["output_config"]["format"]
+    )
+
+
+async def test_a_schema_is_a_tool_to_be_called_where_it_does_not():
+    asked = LLMRequest("claude-3-5-haiku-latest", USER, response_schema=SCHEMA)
+    body = ANTHROPIC.body(asked, stream=False)
+    response = await answer(
+        start(input_tokens=1),
+        block(0, type="tool_use", id="t1", name="answer", input={}),
+        delta(0, "input_json_delta", partial_json='{"a"'),
+        delta(0, "input_json_delta", partial_json=":{}}"),
+        stop(0),
+        *ending("tool_use", output_tokens=4),
+        asked=asked,
+    )
+
+    assert ({"type": "tool", "name": "answer"}, SCHEMA) == (body["tool_choice"], body["tools"][0]["input_schema"])
+    assert ('{"a":{}}', (), "stop") == (response.content, response.tool_calls, response.finish_reason)
+
+
+# ------------------------------------------------------------------ what comes out
+
+
+async def test_usage_is_overwritten_and_nulls_keep_what_was_said():
+    split = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 70}
+    items = await items_of(
+        start(
+            input_tokens=2039,
+            cache_creation_input_tokens=100,
+            cache_read_input_tokens=5,
+            cache_creation=split,
+            output_tokens=1,
+        ),
+        *ending(
+            input_tokens=10423,
+            cache_creation_input_tokens=None,
+            output_tokens=510,
+            output_tokens_details={"thinking_tokens": 9},
+        ),
+    )
+    first, last = (item for item in items if isinstance(item, UsageReport))
+
+    assert Usage(2039, 5, 30, 70, 1) == first.usage
+    assert Usage(10423, 5, 30, 70, 510, 9) == last.usage
+    assert split == last.raw["cache_creation"]
+
+
+async def test_thoughts_with_signatures_are_kept_to_be_sent_back():
+    response = await answer(
+        start(),
+        block(0, type="thinking", thinking="", signature=""),
+        delta(0, "thinking_delta", thinking=""),
+        delta(0, "thinking_delta", thinking="Let me "),
+        {"type": "ping"},
+        delta(0, "thinking_delta", thinking="see."),
+        delta(0, "signature_delta", signature="sig1"),
+        stop(0),
+        block(1, type="redacted_thinking", data="enc"),
+        stop(1),
+        block(2, type="server_tool_use", id="s1", name="web_search", input={}),
+        delta(2, "input_json_delta", partial_json=""),
+        delta(2, "input_json_delta", partial_json='{"query":"x"}'),
+        stop(2),
+        block(3, type="web_search_tool_result", tool_use_id="s1", content=[]),
+        stop(3),
+        {"type": "something_new", "index": 3},
+        block(4, type="tool_use", id="t1", name="weather", input={}),
+        delta(4, "input_json_delta", partial_json=""),
+        stop(4),
+        *ending("tool_use"),
+    )
+
+    assert (
+        OpaquePart("anthropic", {"type": "thinking", "thinking": "Let me see.", "signature": "sig1"}),
+        OpaquePart("anthropic", {"type": "redacted_thinking", "data": "enc"}),
+        OpaquePart("anthropic", {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {"query": "x"}}),
+        OpaquePart("anthropic", {"type": "web_search_tool_result", "tool_use_id": "s1", "content": []}),
+    ) == response.opaque
+    assert ("Let me see.", (ToolCall("t1", "weather", {}),), "tool_calls") == (
+        response.reasoning,
+        response.tool_calls,
+        response.finish_reason,
+    )
+
+
+async def test_thoughts_that_nothing_signs_are_not_kept():
+    response = await answer(
+        start(), block(0, type="thinking", thinking="a"), delta(0, "thinking_delta", thinking="b"), stop(0), *ending()
+    )
+
+    assert ("ab", ()) == (response.reasoning, response.opaque)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("max_tokens", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("pause_turn", "pause"),
+        ("refusal", "content_filter"),
+        ("new_reason", "unknown"),
+    ],
+)
+async def test_stop_reasons(raw, expected):
+    response = await answer(start(), *ending(raw))
+
+    assert (expected, raw) == (response.finish_reason, response.raw_finish_reason)
+
+
+async def test_nothing_follows_the_finish():
+    items = await items_of(start(), *ending(), "[DONE]", delta(0, "text_delta", text="late"))
+
+    assert isinstance(items[-1], Finish)
+    assert not any(isinstance(item, Delta) for item in items)
+
+
+# ------------------------------------------------------------------ models
+
+
+@pytest.mark.skipif(not recordings(), reason="the recordings aren't beside the repository")
+async def test_recorded_lists_of_models_over_two_pages():
+    old, new = (json.loads(r.body) for r in recordings() if r.id.startswith("anthropic/models-json-200"))
+    async with Server([Reply.json({**new, "has_more": True}), Reply.json(old)]) as server:
+        provider = AnthropicProvider(KEY, server.url)
+        models = await provider.get_available_models()
+        await provider.aclose()
+
+    assert len(old["data"]) + len(new["data"]) == len(models)
+    assert (
+        ModelInfo(
+            "claude-opus-5",
+            "anthropic",
+            context=1000000,
+            max_output=128000,
+            capabilities=Capabilities(tools=True, schema=True, images=True, reasoning=True),
+        )
+        == models[0]
+    )
+    assert ["/v1/models?limit=1000", f"/v1/models?limit=1000&after_id={new['last_id']}"] == [
+        asked.path for asked in server.requests
+    ]

@@ -1,0 +1,475 @@
+"""OpenAI's format: what is sent, and the many ways of servers that took it over."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.loopback import Reply, Server
+from support.recordings import KEY, recordings
+
+from timeline.errors import BadResponse, BrokenStream, ProviderError
+from timeline.events import RateLimit, Usage
+from timeline.providers import (
+    ImagePart,
+    LLMRequest,
+    Message,
+    ModelInfo,
+    OpaquePart,
+    OpenAIProvider,
+    TextPart,
+    Tool,
+    ToolCall,
+    collect,
+)
+from timeline.providers.openai import is_strict
+
+WEATHER = Tool("weather", "The weather.", {"type": "object", "properties": {"city": {"type": "string"}}})
+ELSEWHERE = OpenAIProvider(None, "http://127.0.0.1:8080/v1")
+HERE = OpenAIProvider(KEY)
+
+
+def chunk(delta=None, finish=None, **more):
+    return {"choices": [{"index": 0, "delta": delta or {}, "finish_reason": finish}], **more}
+
+
+def fragment(index=None, call_id=None, name=None, arguments=None):
+    call = {"function": {"arguments": arguments}}
+    if index is not None:
+        call["index"] = index
+    if call_id is not None:
+        call["id"] = call_id
+    if name is not None:
+        call["function"]["name"] = name
+    return chunk({"tool_calls": [call]})
+
+
+async def answer(*payloads, headers=None):
+    async with Server(Reply.sse(*payloads, headers=headers)) as server:
+        provider = OpenAIProvider(KEY, server.url)
+        try:
+            return await collect(provider.stream_request(LLMRequest("m", ())))
+        finally:
+            await provider.aclose()
+
+
+# ------------------------------------------------------------------ what goes in
+
+
+def test_a_plain_request():
+    body = HERE.body(LLMRequest("gpt-4o", [{"role": "user", "content": "hi"}], system="Be brief."), stream=True)
+
+    assert {
+        "model": "gpt-4o",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}],
+        "stream": True,
+        "stream_options": {"include_usage": True, "include_obfuscation": False},
+    } == body
+
+
+def test_every_parameter_in_its_place():
+    asked = LLMRequest(
+        "gpt-4o",
+        [{"role": "user", "content": "hi"}],
+        temperature=0.5,
+        max_tokens=9,
+        stop=["a", "b"],
+        seed=7,
+        reasoning="low",
+        extra={"user": "u", "seed": None},
+    )
+
+    assert {
+        "model": "gpt-4o",
+        "messages": [{"role": "user", "content": "hi"}],
+        "stream": False,
+        "max_completion_tokens": 9,
+        "temperature": 0.5,
+        "stop": ("a", "b"),
+        "reasoning_effort": "low",
+        "user": "u",
+    } == HERE.body(asked, stream=False)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://api.openai.com/v1", "max_completion_tokens"),
+        ("https://eu.api.openai.com/v1", "max_completion_tokens"),
+        ("https://x.openai.azure.com/openai/v1", "max_completion_tokens"),
+        ("http://127.0.0.1:8080/v1", "max_tokens"),
+        ("https://openrouter.ai/api/v1", "max_tokens"),
+    ],
+)
+def test_the_answers_length_goes_by_the_name_the_server_knows(url, name):
+    body = OpenAIProvider(KEY, url).body(LLMRequest("m", (), max_tokens=9), stream=True)
+
+    assert {name: 9} == {key: value for key, value in body.items() if key.startswith("max_")}
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("gpt-4o", 0.0),
+        ("gpt-5", None),
+        ("gpt-5-mini", None),
+        ("o3-mini", None),
+        ("gpt-5-chat-latest", 0.0),
+        ("gpt-5.1", 0.0),
+    ],
+)
+def test_reasoning_models_are_spared_a_temperature_they_refuse(model, expected):
+    assert expected == HERE.body(LLMRequest(model, (), temperature=0.0), stream=False).get("temperature")
+    assert 0.0 == ELSEWHERE.body(LLMRequest(model, (), temperature=0.0), stream=False)["temperature"]
+
+
+def test_tools_and_their_choice():
+    body = HERE.body(LLMRequest("m", (), tools=[WEATHER], tool_choice="weather"), stream=False)
+
+    assert [
+        {
+            "type": "function",
+            "function": {"name": "weather", "description": "The weather.", "parameters": WEATHER.parameters},
+        }
+    ] == body["tools"]
+    assert {"type": "function", "function": {"name": "weather"}} == body["tool_choice"]
+    for word in ("auto", "none", "required"):
+        assert word == HERE.body(LLMRequest("m", (), tools=[WEATHER], tool_choice=word), stream=False)["tool_choice"]
+
+
+def test_results_of_parallel_calls_are_sent_back():
+    asked = LLMRequest(
+        "m",
+        (
+            Message("user", "weather?"),
+            Message(
+                "assistant",
+                (OpaquePart("anthropic", {"type": "thinking"}), TextPart("Let me see.")),
+                tool_calls=(
+                    ToolCall("c1", "weather", {"city": "Bern"}),
+                    ToolCall("c2", "weather", {"_invalid": '{"ci'}),
+                ),
+            ),
+            Message("tool", "sunny", tool_call_id="c1", name="weather"),
+            Message("tool", "unknown city", tool_call_id="c2", name="weather", is_error=True),
+        ),
+    )
+
+    assert [
+        {"role": "user", "content": "weather?"},
+        {
+            "role": "assistant",
+            "content": "Let me see.",
+            "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Bern"}'}},
+                {"id": "c2", "type": "function", "function": {"name": "weather", "arguments": '{"ci'}},
+            ],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+        {"role": "tool", "tool_call_id": "c2", "content": "unknown city"},
+    ] == HERE.body(asked, stream=False)["messages"]
+
+
+def test_images_are_sent_as_data_urls():
+    asked = LLMRequest("m", (Message("user", (TextPart("what?"), ImagePart("image/png", b"\x89PNG"))),))
+
+    assert [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "what?"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw=="}},
+            ],
+        }
+    ] == HERE.body(asked, stream=False)["messages"]
+
+
+def test_a_schema_is_strict_where_it_keeps_the_rules_for_it():
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    body = HERE.body(LLMRequest("m", (), response_schema={**schema, "title": "My answer!"}), stream=False)
+
+    assert {"name": "My_answer_", "schema": {**schema, "title": "My answer!"}, "strict": True} == body[
+        "response_format"
+    ]["json_schema"]
+    assert not is_strict({**schema, "required": []})
+    assert not is_strict({key: value for key, value in schema.items() if key != "additionalProperties"})
+    assert not is_strict({**schema, "properties": {"a": {"type": "object"}}})
+    assert not is_strict({"anyOf": [schema, {"type": "object"}]})
+    assert is_strict({"anyOf": [schema, {"type": "null"}]})
+
+
+async def test_key_and_headers_on_the_wire():
+    async with Server(Reply.sse(chunk({"content": "x"}, "stop"), "[DONE]")) as server:
+        provider = OpenAIProvider(KEY, server.url + "/v1/", headers={"OpenAI-Project": "p"})
+        await collect(provider.stream_request(LLMRequest("m", ())))
+        await provider.aclose()
+    asked = server.requests[0]
+
+    assert ("POST", "/v1/chat/completions") == (asked.method, asked.path)
+    assert (f"Bearer {KEY}", "p", "application/json") == (
+        asked.headers["authorization"],
+        asked.headers["openai-project"],
+        asked.headers["content-type"],
+    )
+
+
+# ------------------------------------------------------------------ what comes out
+
+
+@pytest.mark.parametrize(
+    ("payloads", "usage"),
+    [
+        (
+            (chunk({"content": "x"}, "stop", usage={"prompt_tokens": 5, "completion_tokens": 2}), "[DONE]"),
+            Usage(5, output=2),
+        ),
+        (
+            (
+                chunk({"content": "x"}, usage={"prompt_tokens": 5, "completion_tokens": 1}),
+                chunk({}, "stop", usage={"prompt_tokens": 5, "completion_tokens": 2}),
+                chunk({}, usage=None),
+                "[DONE]",
+            ),
+            Usage(5, output=2),
+        ),
+        (
+            (chunk(usage={"prompt_tokens": 5, "completion_tokens": 2}), chunk({"content": "x"}, "stop"), "[DONE]"),
+            Usage(5, output=2),
+        ),
+        ((chunk({"content": "x"}, "stop"), "[DONE]"), None),
+        (
+            (
+                chunk(
+                    {"content": "x"},
+                    "stop",
+                    usage={
+                        "prompt_tokens": 10,
+                        "completion_tokens": 8,
+                        "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 3},
+                        "completion_tokens_details": {"reasoning_tokens": 6},
+                    },
+                ),
+            ),
+            Usage(3, cache_read=4, cache_write=3, output=8, reasoning=6),
+        ),
+        (
+            (chunk({}, "stop", usage={"prompt_tokens": 9, "completion_tokens": 1, "prompt_cache_hit_tokens": 8}),),
+            Usage(1, cache_read=8, output=1),
+        ),
+        (
+            (
+                chunk(
+                    {},
+                    "stop",
+                    usage={
+                        "prompt_tokens": 9,
+                        "completion_tokens": 1,
+                        "total_tokens": 15,
+                        "completion_tokens_details": {"reasoning_tokens": 5},
+                    },
+                ),
+            ),
+            Usage(9, output=6, reasoning=5),
+        ),
+        (
+            (chunk({}, "stop", usage={"prompt_tokens": None, "completion_tokens": 1, "prompt_tokens_details": None}),),
+            Usage(0, output=1),
+        ),
+    ],
+    ids=["with the finish", "on every chunk", "ahead", "never", "details", "deepseek", "xai", "nulls"],
+)
+async def test_usage_wherever_it_stands(payloads, usage):
+    response = await answer(*payloads)
+
+    assert (usage or Usage(), usage is not None) == (response.usage, response.usage_reported)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("content_filter", "content_filter"),
+        ("function_call", "tool_calls"),
+        ("eos", "stop"),
+        ("something", "unknown"),
+    ],
+)
+async def test_finish_reasons(raw, expected):
+    response = await answer(chunk({"content": "x"}), chunk({}, raw), "[DONE]")
+
+    assert (expected, raw) == (response.finish_reason, response.raw_finish_reason)
+
+
+async def test_reasoning_is_text_of_its_own_kind():
+    both = chunk({"reasoning_content": "think", "reasoning": "think"})
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "ing"}]}, {"type": "text", "text": "an"}]
+    response = await answer(both, chunk({"content": parts}), chunk({"content": "swer"}, "stop"), "[DONE]")
+
+    assert ("thinking", "answer") == (response.reasoning, response.content)
+
+
+async def test_a_refusal_is_told_as_text():
+    response = await answer(chunk({"content": None, "refusal": "I "}), chunk({"refusal": "can't."}, "stop"), "[DONE]")
+
+    assert "I can't." == response.content
+
+
+CALLS = (ToolCall("c1", "a", {"x": 1}), ToolCall("c2", "b", {}))
+
+
+@pytest.mark.parametrize(
+    "payloads",
+    [
+        [
+            fragment(0, "c1", "a", ""),
+            fragment(0, arguments='{"x"'),
+            fragment(0, arguments=":1}"),
+            fragment(1, "c2", "b", ""),
+            chunk({}, "tool_calls"),
+        ],
+        [
+            fragment(0, "c1", "a", ""),
+            fragment(1, "c2", "b", "{}"),
+            fragment(0, arguments='{"x":1}'),
+            chunk({}, "tool_calls"),
+        ],
+        [
+            fragment(0, "c1", "a", '{"x":'),
+            fragment(0, "c1", "a", "1}"),
+            fragment(1, "c2", "b", None),
+            chunk({}, "stop"),
+        ],
+        [fragment(0, "c1", "a", '{"x":1}'), fragment(0, "c2", "b", "{}"), chunk({}, "stop"), chunk({}, "stop")],
+        [
+            fragment(None, "c1", "a", '{"x":'),
+            fragment(None, None, None, "1}"),
+            fragment(None, "c2", "b", ""),
+            chunk({}, "stop"),
+        ],
+        [fragment(None, "c1", "a", {"x": 1}), fragment(None, "c2", "b", {})],
+        [fragment(3, "c1", "a", '{"x":1}'), fragment(5, "c2", "b", "{}"), chunk({}, "tool_calls")],
+    ],
+    ids=[
+        "in pieces",
+        "interleaved",
+        "id and name repeated",
+        "all numbered 0",
+        "no number",
+        "objects, no finish",
+        "gaps",
+    ],
+)
+async def test_parallel_tool_calls_however_they_are_told(payloads):
+    response = await answer(*payloads, "[DONE]")
+
+    assert (CALLS, "tool_calls") == (response.tool_calls, response.finish_reason)
+
+
+async def test_calls_cut_off_by_length_are_no_finished_calls():
+    response = await answer(fragment(0, "c1", "a", '{"x'), chunk({}, "length"), "[DONE]")
+
+    assert ("length", {"_invalid": '{"x'}) == (response.finish_reason, response.tool_calls[0].arguments)
+
+
+async def test_other_choices_than_the_first_are_left_out():
+    both = {"choices": [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]}
+    response = await answer(both, chunk({}, "stop"), "[DONE]")
+
+    assert "yes" == response.content
+
+
+async def test_azure_begins_with_a_chunk_without_choices():
+    first = {"id": "", "model": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
+    response = await answer(first, chunk({"content": "x"}, "stop", model="gpt-4o"), "[DONE]")
+
+    assert ("x", "gpt-4o") == (response.content, response.model)
+
+
+async def test_a_finish_reason_is_an_end_too_and_without_one_there_is_none():
+    assert "x" == (await answer(chunk({"content": "x"}, "stop"))).content
+    with pytest.raises(BrokenStream):
+        await answer(chunk({"content": "x"}))
+
+
+async def test_a_whole_answer_that_is_none():
+    for body in ({}, {"choices": []}, {"choices": None}, {"object": "list"}):
+        async with Server(Reply.json(body)) as server:
+            provider = OpenAIProvider(KEY, server.url)
+            with pytest.raises(BadResponse):
+                await provider.make_request(LLMRequest("m", ()))
+            await provider.aclose()
+
+
+async def test_a_stream_where_a_whole_answer_was_asked_for():
+    async with Server(Reply.sse(chunk({"content": "x"}), chunk({}, "stop"), "[DONE]")) as server:
+        provider = OpenAIProvider(KEY, server.url)
+        response = await provider.make_request(LLMRequest("m", ()))
+        await provider.aclose()
+
+    assert "x" == response.content
+
+
+async def test_an_error_with_a_good_status_is_an_error():
+    async with Server(Reply.json({"error": {"message": "no", "code": 429}})) as server:
+        provider = OpenAIProvider(KEY, server.url)
+        with pytest.raises(ProviderError) as caught:
+            await provider.make_request(LLMRequest("m", ()))
+        await provider.aclose()
+
+    assert ("rate_limited", 429) == (caught.value.kind, caught.value.status)
+
+
+async def test_request_id_and_limits_come_with_the_answer():
+    response = await answer(
+        chunk({"content": "x"}, "stop"),
+        "[DONE]",
+        headers={"x-request-id": "req_1", "x-ratelimit-limit-tokens": "9", "x-ratelimit-remaining-tokens": "8"},
+    )
+
+    assert ("req_1", (RateLimit("tokens", 9, 8),)) == (response.request_id, response.rate_limits)
+
+
+# ------------------------------------------------------------------ models
+
+
+async def test_models_with_what_each_server_tells_of_them():
+    entries = [
+        {"id": "plain"},
+        {"id": "groq", "context_window": 8192, "max_completion_tokens": 4096, "active": True},
+        {"id": "gone", "active": False},
+        {"id": "vllm", "max_model_len": 4096},
+        {"id": "router", "context_length": 9, "top_provider": {"max_completion_tokens": 3}},
+        {"id": "llama", "meta": {"n_ctx": 4096, "n_ctx_train": 40960}},
+        {"no": "id"},
+        7,
+    ]
+    async with Server(Reply.json({"data": entries})) as server:
+        provider = OpenAIProvider(KEY, server.url, name="x", local=True)
+        models = await provider.get_available_models()
+        await provider.aclose()
+
+    assert [
+        ModelInfo("plain", "x", local=True),
+        ModelInfo("groq", "x", context=8192, max_output=4096, local=True),
+        ModelInfo("vllm", "x", context=4096, local=True),
+        ModelInfo("router", "x", context=9, max_output=3, local=True),
+        ModelInfo("llama", "x", context=4096, local=True),
+    ] == models
+    assert ("GET", "/models") == (server.requests[0].method, server.requests[0].path)
+
+
+@pytest.mark.skipif(not recordings(), reason="the recordings aren't beside the repository")
+async def test_a_recorded_list_of_models():
+    body = next(r.body for r in recordings() if r.id.startswith("llamacpp/models-json-200"))
+    async with Server(Reply([body], framing="length")) as server:
+        provider = OpenAIProvider(None, server.url)
+        models = await provider.get_available_models()
+        await provider.aclose()
+
+    assert [(json.loads(body)["data"][0]["id"], 4096)] == [(model.id, model.context) for model in models]
