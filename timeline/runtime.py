@@ -27,7 +27,7 @@ from timeline.events import (
     Usage,
 )
 from timeline.llm.manager import LLMManager
-from timeline.llm.pricing import cost_of, estimate_tokens
+from timeline.llm.pricing import PriceBook, estimate_tokens
 from timeline.projections import Projections
 from timeline.projections.blocks import (
     Blocks,
@@ -69,7 +69,8 @@ class Timeline:
         self.config = config
         self._clock = clock
         self._providers = providers
-        self._manager = LLMManager(store, clock)
+        self._prices = PriceBook(config.settings.prices, config.served)
+        self._manager = LLMManager(store, clock, self._prices)
 
     @classmethod
     @asynccontextmanager
@@ -270,25 +271,20 @@ class Timeline:
             for attempt in attempts
         }
 
+        for attempt in attempts:
+            await self._prices.ready(attempt.provider, attempt.model, local=attempt.local)
+
+        def end(attempt: OpenAttempt) -> CallInterrupted:
+            output = estimate_tokens(texts.get(attempt.call_id, ""))
+            usage = Usage(input=attempt.estimated_input_tokens, output=output)
+            names, local, at = (attempt.model,), attempt.local, attempt.started_at
+            cost = self._prices.cost(attempt.provider, names, usage, local=local, at=at)
+            return CallInterrupted(attempt=attempt.attempt, reason="abandoned", usage=usage, cost=cost)
+
         def decide(conn: Connection) -> list[NewEvent]:
             # Asked again inside the transaction: another process that starts now has seen the same.
             attempts, turns = _abandoned(conn)
-            ends = [
-                self._event(
-                    attempt.session_id,
-                    CallInterrupted(
-                        attempt=attempt.attempt,
-                        reason="abandoned",
-                        usage=Usage(
-                            input=attempt.estimated_input_tokens,
-                            output=estimate_tokens(texts.get(attempt.call_id, "")),
-                        ),
-                        cost=cost_of(local=attempt.local),
-                    ),
-                    attempt,
-                )
-                for attempt in attempts
-            ]
+            ends = [self._event(attempt.session_id, end(attempt), attempt) for attempt in attempts]
             return ends + [self._event(turn.session_id, TurnInterrupted("abandoned"), turn) for turn in turns]
 
         await self.store.append_when(decide)

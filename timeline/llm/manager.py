@@ -22,6 +22,7 @@ from timeline.events import (
     CallInterrupted,
     ChunkReceived,
     Clock,
+    Cost,
     DeltaKind,
     ErrorInfo,
     Event,
@@ -33,7 +34,7 @@ from timeline.events import (
     ResponseCompleted,
     Usage,
 )
-from timeline.llm.pricing import cost_of, estimate_tokens
+from timeline.llm.pricing import PriceBook, estimate_tokens
 from timeline.providers.base import Delta, Finish, Item, LLMProvider, LLMRequest, UsageReport
 from timeline.store import EventStore, content_digest, this_process
 
@@ -85,11 +86,13 @@ class LLMManager:
     Args:
         store: Where to.
         clock: Time and ids.
+        prices: What tokens cost.
     """
 
-    def __init__(self, store: EventStore, clock: Clock) -> None:
+    def __init__(self, store: EventStore, clock: Clock, prices: PriceBook | None = None) -> None:
         self._store = store
         self._clock = clock
+        self._prices = prices or PriceBook()
 
     async def stream(
         self, provider: LLMProvider, request: LLMRequest, context: CallContext
@@ -102,7 +105,7 @@ class LLMManager:
         Raises:
             StoreError: The call can't be recorded any more.
         """
-        attempt = _Attempt(self._store, self._clock, provider, request, context)
+        attempt = _Attempt(self._store, self._clock, self._prices, provider, request, context)
         try:
             async for event in attempt.begin():
                 yield event
@@ -114,6 +117,7 @@ class LLMManager:
                     while attempt.committed:
                         for event in await attempt.committed.popleft():
                             yield event
+            await attempt.priced()
             end = attempt.complete()
         except StoreError:
             attempt.interrupt("closed")
@@ -155,16 +159,24 @@ class _Attempt:
     """The events of one attempt and the state between them."""
 
     def __init__(
-        self, store: EventStore, clock: Clock, provider: LLMProvider, request: LLMRequest, context: CallContext
+        self,
+        store: EventStore,
+        clock: Clock,
+        prices: PriceBook,
+        provider: LLMProvider,
+        request: LLMRequest,
+        context: CallContext,
     ) -> None:
         self._store = store
         self._clock = clock
+        self._prices = prices
         self._provider = provider
         self._request = request
         self._context = context
         self._call_id = clock.short_id()
         self._number = 1
         self._sent = False
+        self._sent_at = clock.now()
         self._started = clock.monotonic()
         self._first_delta: float | None = None
         self._last_delta = self._started
@@ -202,12 +214,14 @@ class _Attempt:
             stream=context.stream,
             estimated_input_tokens=self._estimated_input,
             request_digest=None if context.private else content_digest(msgspec.json.encode(shape)),
-            local=self._provider.local,
+            local=self._local,
         )
         self._sent = True
         future = self._enqueue(sent, contents=(tools,) if tools and not context.private else ())
         for event in await asyncio.shield(future):
             yield event
+        self._prices.expect(self._provider.name, request.model, local=self._local)
+        self._sent_at = self._clock.now()
         self._started = self._last_delta = self._clock.monotonic()
 
     # -------------------------------------------------------------- while it streams
@@ -261,6 +275,10 @@ class _Attempt:
 
     # -------------------------------------------------------------- its one end
 
+    async def priced(self) -> None:
+        """Wait until what it cost can be told at once."""
+        await self._prices.ready(self._provider.name, self._request.model, local=self._local)
+
     def complete(self) -> CallEnd:
         """The provider gave a whole answer."""
         if self._finish is None:
@@ -273,7 +291,7 @@ class _Attempt:
             finish_reason=finish.reason,
             usage=usage,
             usage_source="provider" if self._usage else "estimated",
-            cost=cost_of(local=self._provider.local),
+            cost=self._cost(usage, finish.model),
             duration_us=self._elapsed(),
             time_to_first_token_us=self._time_to_first_token(),
             raw_finish_reason=finish.raw_reason,
@@ -297,7 +315,7 @@ class _Attempt:
             partial=bool(text),
             usage=usage,
             usage_source="provider" if self._usage else "estimated" if usage else "none",
-            cost=cost_of(local=self._provider.local) if usage else None,
+            cost=self._cost(usage) if usage else None,
             rate_limits=exc.rate_limits if isinstance(exc, ProviderError) else (),
         )
         self._end(failed)
@@ -307,13 +325,14 @@ class _Attempt:
         """The caller stopped it."""
         if not self._sent:
             return
+        usage = self._usage.usage if self._usage else self._estimate("".join(self._answer))
         self._end(
             CallInterrupted(
                 attempt=self._number,
                 reason=reason,
-                usage=self._usage.usage if self._usage else self._estimate("".join(self._answer)),
+                usage=usage,
                 usage_source="provider" if self._usage else "estimated",
-                cost=cost_of(local=self._provider.local),
+                cost=self._cost(usage),
                 duration_us=self._elapsed(),
             )
         )
@@ -321,6 +340,17 @@ class _Attempt:
     def _end(self, data: EventData) -> None:
         self.flush()
         self.committed.push(self._enqueue(data))
+
+    @property
+    def _local(self) -> bool:
+        return self._provider.is_local(self._request.model)
+
+    def _cost(self, usage: Usage, returned: str | None = None) -> Cost:
+        request = self._request
+        names = (returned, request.model)
+        return self._prices.cost(
+            self._provider.name, names, usage, local=self._local, at=self._sent_at, extra=request.extra
+        )
 
     def _estimate(self, text: str) -> Usage:
         return Usage(input=self._estimated_input, output=estimate_tokens(text))
