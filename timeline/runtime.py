@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 import timeline
 from timeline.cognition.processor import Ask, TextFile, TurnEnd, answer_directly, history
 from timeline.config import Config, ModelRef, load
-from timeline.errors import ConfigError, TimelineError, UsageError
+from timeline.errors import TimelineError, UsageError
 from timeline.events import (
     CallInterrupted,
     ChunkReceived,
@@ -42,6 +42,7 @@ from timeline.projections.blocks import (
 from timeline.projections.calls import Calls, OpenAttempt, open_attempts
 from timeline.projections.usage import Grouping, ReportRow, UsageProjection, report
 from timeline.providers.base import Delta, LLMProvider, Message, ModelInfo
+from timeline.providers.plugins import make_provider
 from timeline.store import EventStore, is_alive, this_process
 
 __all__ = ["Timeline", "make_provider"]
@@ -347,42 +348,3 @@ class _Providers:
             await asyncio.gather(self._warming, return_exceptions=True)
         for provider in self._made.values():
             await provider.aclose()
-
-
-def make_provider(config: Config, name: str, progress: Progress | None = None) -> LLMProvider:
-    """The provider that the configuration calls so.
-
-    Args:
-        config: What `timeline.config.load` gave.
-        name: As configured, or one of the built-in kinds.
-        progress: Told while a model is fetched.
-
-    Raises:
-        NotFound, ConfigError, MissingKey: It can't be made from the configuration.
-    """
-    resolved = config.provider(name)
-    if resolved.kind == "embedded":
-        from timeline.providers.embedded import EmbeddedProvider
-
-        return EmbeddedProvider(
-            resolved.models,
-            name=name,
-            models_dir=config.paths.models_dir,
-            context=resolved.context,
-            progress=progress,
-        )
-    from timeline.providers.http import Timeouts
-    from timeline.providers.openai import OpenAIProvider
-
-    if resolved.kind != "openai":
-        msg = f"{name} is of kind {resolved.kind}, which this version can't speak yet: use kind openai or embedded"
-        raise ConfigError(msg)
-    return OpenAIProvider(
-        resolved.api_key,
-        resolved.base_url or "",
-        name=name,
-        local=bool(resolved.local),
-        timeouts=Timeouts(**resolved.timeouts),
-        headers=resolved.headers,
-        ca_file=str(resolved.ca_file) if resolved.ca_file else None,
-    )
