@@ -14,15 +14,13 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    bindparam,
     insert,
     literal_column,
-    or_,
     select,
     update,
 )
 
-from timeline.events import CallFailed, CallInterrupted, Event, Owner, RequestSent, ResponseCompleted, SessionRedacted
+from timeline.events import CallFailed, CallInterrupted, Event, Owner, RequestSent, ResponseCompleted
 from timeline.projections import Projection
 
 __all__ = ["Calls", "OpenAttempt", "attempts", "open_attempts"]
@@ -56,30 +54,6 @@ _is_open = attempts.c.state == literal_column("'open'")
 Index("attempts_open", attempts.c.first_position, sqlite_where=_is_open)
 
 
-_begin = insert(attempts).prefix_with("OR IGNORE")
-# The first end counts. The owner matters only while the attempt is open.
-_end = (
-    update(attempts)
-    .where(attempts.c.call_id == bindparam("of_call"), _is_open)
-    .where(or_(bindparam("of_attempt", type_=Integer).is_(None), attempts.c.attempt == bindparam("of_attempt")))
-    .values(
-        state=bindparam("state"),
-        reason=bindparam("reason"),
-        duration_us=bindparam("duration_us"),
-        time_to_first_token_us=bindparam("time_to_first_token_us"),
-        last_position=bindparam("last_position"),
-        owner_host=None,
-        owner_pid=None,
-        owner_started=None,
-    )
-)
-_explain = (
-    update(attempts)
-    .where(attempts.c.call_id == bindparam("of_call"), attempts.c.attempt == bindparam("of_attempt"))
-    .values(reason=bindparam("reason"), duration_us=bindparam("duration_us"))
-)
-
-
 class Calls(Projection):
     """Folds the life of every attempt into the table `attempts`."""
 
@@ -91,59 +65,66 @@ class Calls(Projection):
         """See `Projection.apply`."""
         match event.data:
             case RequestSent() as sent:
-                row = {
-                    "call_id": event.call_id,
-                    "attempt": sent.attempt,
-                    "session_id": event.session_id,
-                    "turn_id": event.turn_id,
-                    "step_id": event.step_id,
-                    "provider": sent.provider,
-                    "model": sent.model,
-                    "state": "open",
-                    "started_at": event.recorded_at,
-                    "first_position": event.position,
-                    "estimated_input_tokens": sent.estimated_input_tokens,
-                    "local": int(sent.local),
-                    "owner_host": sent.owner.host,
-                    "owner_pid": sent.owner.pid,
-                    "owner_started": sent.owner.started,
-                }
-                conn.execute(_begin, row)
+                conn.execute(
+                    insert(attempts).values(
+                        call_id=event.call_id,
+                        attempt=sent.attempt,
+                        session_id=event.session_id,
+                        turn_id=event.turn_id,
+                        step_id=event.step_id,
+                        provider=sent.provider,
+                        model=sent.model,
+                        state="open",
+                        started_at=event.recorded_at,
+                        first_position=event.position,
+                        estimated_input_tokens=sent.estimated_input_tokens,
+                        local=int(sent.local),
+                        owner_host=sent.owner.host,
+                        owner_pid=sent.owner.pid,
+                        owner_started=sent.owner.started,
+                    )
+                )
             case ResponseCompleted() as done:
-                first = done.time_to_first_token_us
-                _finish(conn, event, "completed", done.attempt, done.finish_reason, done.duration_us, first)
+                self._end(
+                    conn,
+                    event,
+                    done.attempt,
+                    state="completed",
+                    reason=done.finish_reason,
+                    duration_us=done.duration_us,
+                    time_to_first_token_us=done.time_to_first_token_us,
+                )
             case CallFailed() as failed:
-                _finish(conn, event, "failed", failed.attempt, failed.error.kind, failed.duration_us)
+                self._end(
+                    conn,
+                    event,
+                    failed.attempt,
+                    state="failed",
+                    reason=failed.error.kind,
+                    duration_us=failed.duration_us,
+                )
             case CallInterrupted() as stopped:
-                _finish(conn, event, "interrupted", stopped.attempt, stopped.reason, stopped.duration_us)
-            case SessionRedacted() as redacted:
-                for failed in redacted.failed:
-                    which = {"of_call": failed.call_id, "of_attempt": failed.attempt}
-                    conn.execute(_explain, which | {"reason": failed.kind, "duration_us": failed.duration_us})
+                self._end(
+                    conn,
+                    event,
+                    stopped.attempt,
+                    state="interrupted",
+                    reason=stopped.reason,
+                    duration_us=stopped.duration_us,
+                )
             case None if event.type == "call.failed":
                 # Forgotten: which attempt it was is gone with the body; it is the call's open one.
-                _finish(conn, event, "failed")
+                self._end(conn, event, None, state="failed")
 
-
-def _finish(
-    conn: Connection,
-    event: Event,
-    state: str,
-    attempt: int | None = None,
-    reason: str | None = None,
-    duration_us: int | None = None,
-    time_to_first_token_us: int | None = None,
-) -> None:
-    row = {
-        "of_call": event.call_id,
-        "of_attempt": attempt,
-        "state": state,
-        "reason": reason,
-        "duration_us": duration_us,
-        "time_to_first_token_us": time_to_first_token_us,
-        "last_position": event.position,
-    }
-    conn.execute(_end, row)
+    @staticmethod
+    def _end(conn: Connection, event: Event, attempt: int | None, **values: object) -> None:
+        which = attempts.c.attempt == attempt if attempt is not None else _is_open
+        # The owner matters only while the attempt is open.
+        conn.execute(
+            update(attempts)
+            .where(attempts.c.call_id == event.call_id, which)
+            .values(last_position=event.position, owner_host=None, owner_pid=None, owner_started=None, **values)
+        )
 
 
 class OpenAttempt(Struct, frozen=True):
