@@ -14,13 +14,14 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import ClassVar
 
-from timeline.errors import ModelNotFound, ModelUnavailable, TimelineError
+from timeline.errors import ModelNotFound, ModelUnavailable, ProviderError, TimelineError
 from timeline.providers import llama_process
 from timeline.providers.base import Capabilities, Item, LLMProvider, LLMRequest, LLMResponse, ModelInfo
 from timeline.providers.gguf import read_header
@@ -36,6 +37,9 @@ smollm2's 8192, but 16 GB for the 131,072 of an 8B model."""
 
 PATIENCE = Timeouts(connect=None, first_byte=None, between_chunks=None, total=None)
 """Slow isn't stuck: fifty processes on two cores take minutes. A process that ended closes its connections."""
+
+EACH_BY_ITSELF = {"connection": "close"}
+"""A connection per request: llama.cpp closes one that was idle for 5 s, at times just when it is used again."""
 
 ENVIRONMENT = {
     # Threads that wait for one another spin this often before they sleep. libgomp's 300,000 make 10 processes
@@ -189,6 +193,10 @@ class EmbeddedProvider(LLMProvider):
         engine = _Engine(self.name, model, path, context, known.sampling if known else {})
         try:
             await asyncio.to_thread(engine.start)
+            # What httpx loads at its first request it has to load before one that matters: llama.cpp drops a
+            # connection whose first byte takes 5 s to come, as it may on a machine with much else to do.
+            with suppress(ProviderError):
+                await engine.server.get_json("/health")
         except BaseException:
             await engine.aclose()
             raise
@@ -255,6 +263,7 @@ class _Engine:
         self._context = context
         self._sampling = sampling
         self._process: subprocess.Popen[bytes] | None = None
+        self._end: Callable[[], object] | None = None
         self._guard = threading.Lock()
         self._closed = False
 
@@ -272,26 +281,55 @@ class _Engine:
         with self._guard:
             if self._closed:
                 raise ModelUnavailable(self._sentence("it was closed while it loaded"))
-            process = self._process = self._spawn()
-            weakref.finalize(self, _end, process, os.getpid())
-        stdin, stdout = process.stdin, process.stdout
-        if stdin is None or stdout is None:  # They never are, with pipes asked for.
-            raise ModelUnavailable(self._sentence("it has no pipes"))
-        complaints: list[str] = []
+            process, lifeline = self._spawn()
+            self._process = process
+            self._end = weakref.finalize(self, _end, process, lifeline, os.getpid())
         key = secrets.token_urlsafe(32)
-        with stdout:
-            with suppress(BrokenPipeError):
-                stdin.write(self._told(key))
-            for line in stdout:
+        self._tell(process, key)
+        # Needed as soon as the model is loaded, and loaded meanwhile.
+        import httpx  # noqa: F401
+
+        complaints: list[str] = []
+        with process.stdout or BytesIO() as output:
+            for line in output:
                 if line.startswith(llama_process.READY):
                     address = line.removeprefix(llama_process.READY).decode().strip()
-                    self.server = _Server(key, f"{address}/v1", name=self._provider, local=True, timeouts=PATIENCE)
+                    self.server = _Server(
+                        key,
+                        f"{address}/v1",
+                        name=self._provider,
+                        local=True,
+                        timeouts=PATIENCE,
+                        headers=EACH_BY_ITSELF,
+                    )
                     return
                 complaints.append(line.decode("utf-8", "replace").strip())
         raise ModelUnavailable(self._sentence(_reason(complaints, process.wait())))
 
-    def _told(self, key: str) -> bytes:
-        """The line that the process waits for. The key goes this way alone: others can read argv."""
+    def _spawn(self) -> tuple[subprocess.Popen[bytes], int]:
+        """The process, and the end of a pipe that keeps it alive."""
+        theirs, ours = os.pipe()
+        try:
+            process = subprocess.Popen(  # noqa: S603 - this Python, our script
+                [sys.executable, "-I", "-S", llama_process.__file__, str(theirs)],
+                env=ENVIRONMENT | os.environ,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs,),
+                # Ctrl-C at the terminal is for this process, which then ends that one. Not a new session:
+                # Linux would share the processors out by sessions, and starve this process for that one.
+                process_group=0,
+            )
+        except OSError as exc:
+            os.close(ours)
+            raise ModelUnavailable(self._sentence(f"its process can't be started: {exc.strerror}")) from exc
+        finally:
+            os.close(theirs)
+        return process, ours
+
+    def _tell(self, process: subprocess.Popen[bytes], key: str) -> None:
+        """Say what to load. The key goes this way alone: anybody can read argv."""
         settings = llama_process.Settings(
             # The script runs without `site`, so that it starts at once and finds what this process finds.
             path=list(sys.path),
@@ -301,23 +339,9 @@ class _Engine:
             key=key,
             sampling=self._sampling,
         )
-        return json.dumps(settings).encode() + b"\n"
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        # A session of its own: Ctrl-C at the terminal is for this process, which then ends that one.
-        # Unbuffered: what a buffer still held would be written when the pipe is closed.
-        try:
-            return subprocess.Popen(  # noqa: S603 - this Python, our script
-                [sys.executable, "-I", "-S", llama_process.__file__],
-                bufsize=0,
-                env=ENVIRONMENT | os.environ,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as exc:
-            raise ModelUnavailable(self._sentence(f"its process can't be started: {exc.strerror}")) from exc
+        if process.stdin is not None:
+            with suppress(BrokenPipeError), process.stdin as pipe:
+                pipe.write(json.dumps(settings).encode())
 
     def _sentence(self, why: str) -> str:
         return (
@@ -329,19 +353,18 @@ class _Engine:
         """End the process, whatever it is doing."""
         with self._guard:
             self._closed = True
-        if self._process is not None:
-            await asyncio.to_thread(_end, self._process, os.getpid())
+        if self._end is not None:
+            await asyncio.to_thread(self._end)
         if hasattr(self, "server"):
             await self.server.aclose()
 
 
-def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+def _end(process: subprocess.Popen[bytes], lifeline: int, owner: int) -> None:
     if owner != os.getpid():
         return  # A fork of this process ends; the model isn't its own.
     process.kill()
     process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
+    os.close(lifeline)
 
 
 def _reason(complaints: list[str], status: int) -> str:

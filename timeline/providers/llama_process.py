@@ -5,8 +5,9 @@ with its parent. It is a process of its own because xllamacpp holds the interpre
 model loads, a broken model file can end the process, and libgomp is tuned by the environment
 alone: docs/adr/xllamacpp.md has the measurements.
 
-It reads one line of JSON from standard input (see `Settings`), prints what llama.cpp complains
-about, then `READY` and its address, and serves until its standard input is closed.
+Its one argument is the descriptor of a pipe that its parent holds the other end of. It reads JSON
+from standard input (see `Settings`), prints what llama.cpp complains about, then `READY` and its
+address, and serves until that pipe is closed.
 """
 
 from __future__ import annotations
@@ -41,16 +42,17 @@ PROMPT_CACHE_MIB = 256
 ERRORS_ONLY = 1
 
 
-def end_with_parent() -> None:
-    """Have the kernel end this process when the other end of standard input is closed.
+def end_with_parent(lifeline: int) -> None:
+    """Have the kernel end this process (by SIGIO) when the other end of the pipe is closed.
 
-    Reading it isn't enough: while the model loads no Python code runs here.
+    Waiting for it isn't enough: while the model loads no Python code runs here. Nothing may ever be
+    written to the pipe, since that too would be a signal.
     """
     import fcntl
 
     if hasattr(fcntl, "F_SETOWN") and hasattr(os, "O_ASYNC"):
-        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def processors() -> int | None:
@@ -108,9 +110,10 @@ def main() -> None:
     """Serve until the parent is gone."""
     import resource
 
-    settings: Settings = json.loads(sys.stdin.buffer.readline())
+    lifeline = int(sys.argv[1])
+    end_with_parent(lifeline)
+    settings: Settings = json.loads(sys.stdin.buffer.read())
     sys.path[:] = settings["path"]
-    end_with_parent()
     # A core file of some hundred megabytes helps nobody.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -122,7 +125,7 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    sys.stdin.buffer.read()
+    os.read(lifeline, 1)
     # Without the destructors: they wait for the token at hand, and there is nothing to save.
     os._exit(0)
 
