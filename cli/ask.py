@@ -77,6 +77,9 @@ def ask(
         raise UsageError(msg)
     prompt = _prompt(words or [])
     attached = tuple(_text_file(path) for path in files or [])
+    if not (prompt or attached):
+        msg = "there is nothing to ask: give a prompt as an argument or on standard input"
+        raise UsageError(msg)
     shown = _Json() if as_json else _Events() if as_events else _Answer(plain=plain, quiet=quiet)
     end = wait_for(
         _ask(
@@ -131,32 +134,26 @@ def _prompt(words: list[str]) -> str:
     """The prompt from arguments and standard input; what is piped in stands before the words."""
     text = " ".join(word for word in words if word != "-").strip()
     piped = ""
-    if "-" in words or _has_input(text):
+    if "-" in words or _has_input():
         try:
-            piped = sys.stdin.read().strip()
+            # Decoded by hand: Python's own reading would change line ends, and replaces what is no UTF-8.
+            piped = sys.stdin.buffer.read().decode().strip()
         except UnicodeDecodeError as exc:
             msg = "standard input is not UTF-8 text: convert it, or attach a text file with -f"
             raise UsageError(msg) from exc
     return "\n\n".join(part for part in (piped, text) if part)
 
 
-def _has_input(text: str) -> bool:
+def _has_input() -> bool:
     """Whether something other than a person stands behind standard input."""
-    if sys.stdin is None or sys.stdin.closed:
-        return False
-    if sys.stdin.isatty():
-        if not text:
-            msg = "there is nothing to ask: give a prompt as an argument or on standard input"
-            raise UsageError(msg)
-        return False
-    return True
+    return not (sys.stdin.closed or sys.stdin.isatty())
 
 
 def _text_file(path: Path) -> TextFile:
     from timeline.cognition.processor import TextFile
 
     try:
-        return TextFile(path.name, path.read_text(encoding="utf-8"))
+        return TextFile(path.name, path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError as exc:
         msg = f"there is no file {path}: check the path after -f"
         raise NotFound(msg) from exc

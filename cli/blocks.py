@@ -97,7 +97,8 @@ def _draw_question(console: Console, turn: Turn, bodies: Mapping[str, str | byte
 
 def _draw_end(console: Console, turn: Turn) -> None:
     answer = turn.answer
-    if turn.private or (answer is None and turn.state == "completed"):
+    said = answer is not None and (answer.fragments or not (answer.usage and answer.usage.output))
+    if turn.private or (turn.state == "completed" and not said):
         console.print(Text(NOT_RECORDED, style="dim"))
     if turn.error is not None:
         console.print(Text.assemble(("✗ ", "bold red"), turn.error.message), soft_wrap=True)
