@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -58,6 +58,7 @@ __all__ = [
     "TurnFailed",
     "TurnInterrupted",
     "TurnStarted",
+    "Upcaster",
     "Usage",
     "decode",
     "encode",
@@ -155,9 +156,10 @@ class Owner(Struct, frozen=True):
     """The process that is responsible for ending what it began.
 
     Args:
-        host: Host name and, on Linux, the PID namespace.
+        host: Host name and, on Linux, the PID namespace and the boot.
         pid: Process id there.
-        started: When that process started, seconds since the epoch; tells a reused pid apart.
+        started: When that process started, seconds: on Linux since the boot, by a clock that nobody sets,
+            elsewhere since the epoch. Tells a reused pid apart.
     """
 
     host: str
@@ -198,6 +200,18 @@ class Attachment(Struct, frozen=True, omit_defaults=True):
     ref: str | None = None
 
 
+class FailedAttempt(Struct, frozen=True, omit_defaults=True):
+    """What stays of a `call.failed` whose body, with the provider's words, was forgotten: its totals."""
+
+    call_id: str
+    attempt: int
+    kind: str
+    duration_us: int
+    usage: Usage | None = None
+    usage_source: UsageSource = "none"
+    cost: Cost | None = None
+
+
 # ------------------------------------------------------------------ the catalogue
 
 
@@ -233,10 +247,11 @@ class SessionForked(EventData, frozen=True):
 
 
 class SessionRedacted(EventData, frozen=True):
-    """Bodies of the session were forgotten; `events` of its events are tombstones now."""
+    """Bodies of the session were forgotten; `events` of its events became tombstones, `failed` stays of some."""
 
     type: ClassVar[str] = "session.redacted"
     events: int
+    failed: tuple[FailedAttempt, ...] = ()
 
 
 class TurnStarted(EventData, frozen=True):
@@ -513,7 +528,9 @@ class ToolFailed(EventData, frozen=True):
 CATALOGUE: dict[str, type[EventData]] = {cls.type: cls for cls in EventData.__subclasses__()}
 """Every event type by its name."""
 
-UPCASTERS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+
+UPCASTERS: dict[tuple[str, int], Upcaster] = {}
 """From a retired (type, version) to a function that turns its body into the next version's."""
 
 
@@ -558,7 +575,6 @@ class Event(Struct, frozen=True):
 
 
 _encoder = msgspec.json.Encoder()
-_decoders = {name: msgspec.json.Decoder(cls) for name, cls in CATALOGUE.items()}
 
 
 def encode(data: EventData) -> str:
@@ -566,25 +582,40 @@ def encode(data: EventData) -> str:
     return _encoder.encode(data).decode()
 
 
-def decode(type_: str, v: int, text: str) -> EventData:
+def decode(
+    type_: str,
+    v: int,
+    text: str,
+    *,
+    catalogue: Mapping[str, type[EventData]] = CATALOGUE,
+    upcasters: Mapping[tuple[str, int], Upcaster] = UPCASTERS,
+) -> EventData:
     """Read a body of any released version.
+
+    Args:
+        type_: Name of the event's type.
+        v: The version it was written in.
+        text: Its JSON.
+        catalogue: The types of this release.
+        upcasters: What leads retired versions to them.
 
     Raises:
         StoreTooNew: The type or version comes from a newer release.
         StoreDamaged: The text isn't a body of that type.
     """
-    cls = CATALOGUE.get(type_)
+    cls = catalogue.get(type_)
     if cls is None or v > cls.v:
         msg = f"event type {type_!r} version {v} is from a newer release: update timeline to read it"
         raise StoreTooNew(msg)
     try:
         if v == cls.v:
-            return _decoders[type_].decode(text)
-        body = msgspec.json.decode(text)
+            return msgspec.json.decode(text, type=cls)
+        body = msgspec.json.decode(text, type=dict[str, Any])
         for old in range(v, cls.v):
-            body = UPCASTERS[type_, old](body)
+            body = upcasters[type_, old](body)
         return msgspec.convert(body, cls)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as exc:
+        # An upcaster trusts its body to be what that version wrote; its lookups fail where it isn't.
         msg = f"the body of a {type_!r} event can't be read ({exc}): run 'timeline store verify'"
         raise StoreDamaged(msg) from exc
 

@@ -20,7 +20,6 @@ from timeline.events import (
     EventData,
     MessageRef,
     NewEvent,
-    SessionRedacted,
     SessionRenamed,
     SessionStarted,
     TurnInterrupted,
@@ -253,7 +252,7 @@ class Timeline:
             How many events lost their body.
         """
         session_id = await self.find(name)
-        return await self.store.forget(session_id, lambda count: self._event(session_id, SessionRedacted(count)))
+        return await self.store.forget(session_id, lambda redacted: self._event(session_id, redacted))
 
     async def _reap(self) -> None:
         """End what a process that is no more had begun."""

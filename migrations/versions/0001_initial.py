@@ -64,7 +64,7 @@ STATEMENTS = (
     """,
     """
     CREATE TRIGGER events_no_update BEFORE UPDATE ON events
-        WHEN NOT (NEW.data GLOB '{"forgotten":"[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]"}' AND NEW.position IS OLD.position AND NEW.event_id IS OLD.event_id AND NEW.session_id IS OLD.session_id AND NEW.version IS OLD.version AND NEW.type IS OLD.type AND NEW.v IS OLD.v AND NEW.recorded_at IS OLD.recorded_at AND NEW.turn_id IS OLD.turn_id AND NEW.step_id IS OLD.step_id AND NEW.call_id IS OLD.call_id AND NEW.digest IS OLD.digest)
+        WHEN NOT (NEW.data GLOB '{"forgotten":"[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]"}' AND OLD.data NOT GLOB '{"forgotten":"[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]"}' AND NEW.position IS OLD.position AND NEW.event_id IS OLD.event_id AND NEW.session_id IS OLD.session_id AND NEW.version IS OLD.version AND NEW.type IS OLD.type AND NEW.v IS OLD.v AND NEW.recorded_at IS OLD.recorded_at AND NEW.turn_id IS OLD.turn_id AND NEW.step_id IS OLD.step_id AND NEW.call_id IS OLD.call_id AND NEW.digest IS OLD.digest)
         BEGIN
           SELECT RAISE(ABORT, 'events is append-only: only data may become a tombstone');
         END
@@ -77,7 +77,7 @@ STATEMENTS = (
     """,
     """
     CREATE TRIGGER contents_no_replace BEFORE INSERT ON contents
-        WHEN EXISTS (SELECT 1 FROM contents WHERE digest = NEW.digest AND body IS NOT NEW.body)
+        WHEN EXISTS (SELECT 1 FROM contents WHERE digest = NEW.digest AND CAST(body AS BLOB) IS NOT CAST(NEW.body AS BLOB))
         BEGIN
           SELECT RAISE(ABORT, 'contents are addressed by their digest: nothing is changed');
         END

@@ -13,7 +13,7 @@ from typing import ClassVar
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, func, literal_column, select
 from sqlalchemy.dialects.sqlite import insert
 
-from timeline.errors import NotFound, StoreTooNew
+from timeline.errors import NotFound, StoreDamaged, StoreTooNew
 from timeline.events import Event
 
 __all__ = ["Projection", "Projections"]
@@ -28,6 +28,15 @@ _checkpoints = Table(
     Column("name", Text, primary_key=True),
     Column("version", Integer, nullable=False),
     Column("position", Integer, nullable=False),
+)
+
+
+# Made once: they run with every append.
+_KNOWN = select(_checkpoints)
+_ADVANCE = insert(_checkpoints)
+_ADVANCE = _ADVANCE.on_conflict_do_update(
+    index_elements=["name"],
+    set_={"version": _ADVANCE.excluded.version, "position": _ADVANCE.excluded.position},
 )
 
 
@@ -66,6 +75,7 @@ class Projections:
 
         Raises:
             StoreTooNew: Another process has moved a projection to another release meanwhile.
+            StoreDamaged: A projection has seen events that the log doesn't have any more.
         """
         known = self._checkpoints(conn)
         folded = []
@@ -74,6 +84,12 @@ class Projections:
             if version != projection.version:
                 msg = f"another release of timeline took over the read model {projection.name!r}: start this one again"
                 raise StoreTooNew(msg)
+            if position >= events[0].position:
+                msg = (
+                    f"the log ended at {events[0].position - 1}, but the read model {projection.name!r} has seen {position}:"
+                    " restore a backup, or run 'timeline store rebuild' to go on with what is left"
+                )
+                raise StoreDamaged(msg)
             if position != events[0].position - 1:
                 # A release without this projection appended meanwhile; the next start folds what is missing.
                 continue
@@ -86,7 +102,7 @@ class Projections:
     # -------------------------------------------------------------- opening
 
     def is_current(self, conn: Connection) -> bool:
-        """Whether every table is of this release and folded up to the end of the log.
+        """Whether every table is of this release and folded up to the end of the log, at least.
 
         Raises:
             StoreTooNew: A newer release of timeline folded them.
@@ -95,10 +111,8 @@ class Projections:
         known = self._checkpoints(conn)
         for projection in self._all:
             version, position = known.get(projection.name, (0, 0))
-            if version > projection.version:
-                msg = f"the read model {projection.name!r} was made by a newer version of timeline: update timeline"
-                raise StoreTooNew(msg)
-            if version != projection.version or position != head:
+            _refuse_newer(projection, version)
+            if version != projection.version or position < head:
                 return False
         return True
 
@@ -108,18 +122,27 @@ class Projections:
         Args:
             conn: Inside a write transaction.
             read: Gives up to so many events after a position.
+
+        Raises:
+            StoreTooNew: A newer release of timeline folded them.
         """
         known = self._checkpoints(conn)
+        seen: dict[Projection, int] = {}
         for projection in self._all:
-            version, position = known.get(projection.name, (0, 0))
+            version, seen[projection] = known.get(projection.name, (0, 0))
+            _refuse_newer(projection, version)
             if version != projection.version:
                 _make(conn, projection)
-                position = 0
-            while events := read(position, PAGE):
+                seen[projection] = 0
+        after = min(seen.values(), default=0)
+        while events := read(after, PAGE):
+            after = events[-1].position
+            for projection, position in seen.items():
                 for event in events:
-                    projection.apply(conn, event)
-                position = events[-1].position
-            self._set_checkpoints(conn, [projection], position)
+                    if event.position > position:
+                        projection.apply(conn, event)
+        for projection, position in seen.items():
+            self._set_checkpoints(conn, [projection], max(position, after))
 
     # -------------------------------------------------------------- rebuilding
 
@@ -165,6 +188,9 @@ class Projections:
         read: Callable[[Connection, int, int], Sequence[Event]],
         position: int,
     ) -> None:
+        known = self._checkpoints(conn)
+        for projection in chosen:
+            _refuse_newer(projection, known.get(projection.name, (0, 0))[0])
         while (seen := _fold_page(conn, chosen, read, position)) > position:
             position = seen
         for projection in chosen:
@@ -193,17 +219,18 @@ class Projections:
 
     @staticmethod
     def _checkpoints(conn: Connection) -> dict[str, tuple[int, int]]:
-        return {row.name: (row.version, row.position) for row in conn.execute(select(_checkpoints))}
+        return {row.name: (row.version, row.position) for row in conn.execute(_KNOWN)}
 
     @staticmethod
     def _set_checkpoints(conn: Connection, projections: Iterable[Projection], position: int) -> None:
-        statement = insert(_checkpoints)
-        statement = statement.on_conflict_do_update(
-            index_elements=["name"],
-            set_={"version": statement.excluded.version, "position": statement.excluded.position},
-        )
         rows = [{"name": item.name, "version": item.version, "position": position} for item in projections]
-        conn.execute(statement, rows)
+        conn.execute(_ADVANCE, rows)
+
+
+def _refuse_newer(projection: Projection, version: int) -> None:
+    if version > projection.version:
+        msg = f"the read model {projection.name!r} was made by a newer version of timeline: update timeline"
+        raise StoreTooNew(msg)
 
 
 def _head(conn: Connection) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain, repeat
 from typing import ClassVar, Literal
 
 from msgspec import Struct, field
@@ -15,6 +16,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    bindparam,
     func,
     insert,
     literal_column,
@@ -96,6 +98,41 @@ steps = Table(
 # ------------------------------------------------------------------ the read model
 
 
+_begin_session = insert(sessions).prefix_with("OR IGNORE")
+_this_session = sessions.c.session_id == bindparam("of_session")
+_title_session = update(sessions).where(_this_session).values(title=bindparam("title"))
+_advance_session = (
+    update(sessions)
+    .where(_this_session)
+    .values(last_at=bindparam("at"), last_position=bindparam("position"), turns=sessions.c.turns + 1)
+)
+_begin_turn = (
+    insert(turns)
+    .prefix_with("OR IGNORE")
+    .values(number=select(sessions.c.turns).where(_this_session).scalar_subquery(), state="open")
+)
+# The owner matters only while the turn is open.
+_end_turn = (
+    update(turns)
+    .where(turns.c.turn_id == bindparam("of_turn"), _is_open)
+    .values(
+        state=bindparam("state"),
+        duration_us=bindparam("duration_us"),
+        answer_call=bindparam("answer_call"),
+        reason=bindparam("reason"),
+        owner_host=None,
+        owner_pid=None,
+        owner_started=None,
+    )
+)
+_begin_step = insert(steps).prefix_with("OR IGNORE")
+_end_step = (
+    update(steps)
+    .where(steps.c.step_id == bindparam("of_step"), steps.c.state == "open")
+    .values(state=bindparam("state"), duration_us=bindparam("duration_us"))
+)
+
+
 class Blocks(Projection):
     """Folds sessions, turns and steps into tables; texts stay in the log and in `contents`."""
 
@@ -105,78 +142,63 @@ class Blocks(Projection):
 
     def apply(self, conn: Connection, event: Event) -> None:
         """See `Projection.apply`."""
-        kind, _, _ = event.type.partition(".")
-        if kind == "session":
-            self._session(conn, event)
-        elif kind == "turn":
-            self._turn(conn, event)
-        elif kind == "step":
-            self._step(conn, event)
-
-    def _session(self, conn: Connection, event: Event) -> None:
-        this = sessions.c.session_id == event.session_id
+        # By type where a forgotten body (None) still says all that is needed.
         match event.type, event.data:
             case "session.started", data:
-                conn.execute(
-                    insert(sessions).values(
-                        session_id=event.session_id,
-                        title=data.title if isinstance(data, e.SessionStarted) else None,
-                        started_at=event.recorded_at,
-                        last_at=event.recorded_at,
-                        last_position=event.position,
-                        turns=0,
-                    )
-                )
+                row = {
+                    "session_id": event.session_id,
+                    "title": data.title if isinstance(data, e.SessionStarted) else None,
+                    "started_at": event.recorded_at,
+                    "last_at": event.recorded_at,
+                    "last_position": event.position,
+                    "turns": 0,
+                }
+                conn.execute(_begin_session, row)
             case _, e.SessionRenamed(title):
-                conn.execute(update(sessions).where(this).values(title=title))
+                conn.execute(_title_session, {"of_session": event.session_id, "title": title})
             case "session.redacted", _:
-                conn.execute(update(sessions).where(this).values(title=None))
+                conn.execute(_title_session, {"of_session": event.session_id, "title": None})
+            case "turn.started", data:
+                self._begin_turn(conn, event, data.owner if isinstance(data, e.TurnStarted) else None)
+            case (("turn.completed" | "turn.failed" | "turn.interrupted"), data):
+                row = {
+                    "of_turn": event.turn_id,
+                    "state": event.type.removeprefix("turn."),
+                    "duration_us": getattr(data, "duration_us", None),
+                    "answer_call": data.answer_call if isinstance(data, e.TurnCompleted) else None,
+                    "reason": data.error.kind if isinstance(data, e.TurnFailed) else getattr(data, "reason", None),
+                }
+                conn.execute(_end_turn, row)
+            case _, (e.StepStarted() | e.StepSkipped()) as data:
+                row = {
+                    "step_id": event.step_id,
+                    "turn_id": event.turn_id,
+                    "kind": data.kind,
+                    "number": data.index,
+                    "state": "skipped" if isinstance(data, e.StepSkipped) else "open",
+                }
+                conn.execute(_begin_step, row)
+            case (("step.completed" | "step.failed"), data):
+                row = {
+                    "of_step": event.step_id,
+                    "state": event.type.removeprefix("step."),
+                    "duration_us": getattr(data, "duration_us", None),
+                }
+                conn.execute(_end_step, row)
 
-    def _turn(self, conn: Connection, event: Event) -> None:
-        data = event.data
-        if event.type == "turn.started":
-            owner = data.owner if isinstance(data, e.TurnStarted) else None
-            this = sessions.c.session_id == event.session_id
-            conn.execute(
-                update(sessions)
-                .where(this)
-                .values(last_at=event.recorded_at, last_position=event.position, turns=sessions.c.turns + 1)
-            )
-            conn.execute(
-                insert(turns).values(
-                    turn_id=event.turn_id,
-                    session_id=event.session_id,
-                    number=select(sessions.c.turns).where(this).scalar_subquery(),
-                    state="open",
-                    started_at=event.recorded_at,
-                    owner_host=owner.host if owner else None,
-                    owner_pid=owner.pid if owner else None,
-                    owner_started=owner.started if owner else None,
-                )
-            )
-            return
-        values: dict[str, object] = {"owner_host": None, "owner_pid": None, "owner_started": None}
-        match data:
-            case e.TurnCompleted():
-                values |= {"state": "completed", "duration_us": data.duration_us, "answer_call": data.answer_call}
-            case e.TurnFailed():
-                values |= {"state": "failed", "duration_us": data.duration_us, "reason": data.error.kind}
-            case e.TurnInterrupted():
-                values |= {"state": "interrupted", "duration_us": data.duration_us, "reason": data.reason}
-        conn.execute(update(turns).where(turns.c.turn_id == event.turn_id).values(**values))
-
-    def _step(self, conn: Connection, event: Event) -> None:
-        this = steps.c.step_id == event.step_id
-        row = {"step_id": event.step_id, "turn_id": event.turn_id}
-        match event.data:
-            case e.StepStarted(kind, index):
-                conn.execute(insert(steps).values(**row, kind=kind, number=index, state="open"))
-            case e.StepSkipped(kind, _, index):
-                conn.execute(insert(steps).values(**row, kind=kind, number=index, state="skipped"))
-            case e.StepCompleted(duration):
-                conn.execute(update(steps).where(this).values(state="completed", duration_us=duration))
-            case e.StepFailed(_, duration):
-                conn.execute(update(steps).where(this).values(state="failed", duration_us=duration))
+    @staticmethod
+    def _begin_turn(conn: Connection, event: Event, owner: Owner | None) -> None:
+        of_session = {"of_session": event.session_id}
+        conn.execute(_advance_session, of_session | {"at": event.recorded_at, "position": event.position})
+        row = {
+            "turn_id": event.turn_id,
+            "session_id": event.session_id,
+            "started_at": event.recorded_at,
+            "owner_host": owner.host if owner else None,
+            "owner_pid": owner.pid if owner else None,
+            "owner_started": owner.started if owner else None,
+        }
+        conn.execute(_begin_turn, of_session | row)
 
 
 class SessionRow(Struct, frozen=True):
@@ -215,8 +237,11 @@ def find_session(conn: Connection, name: str) -> str:
             raise NotFound(msg)
         return str(row.session_id)
     prefix = sessions.c.session_id.startswith(name.lower(), autoescape=True)
-    titled = func.lower(sessions.c.title) == name.lower()
-    found = list(conn.execute(select(sessions.c.session_id, sessions.c.title).where(or_(prefix, titled)).limit(6)))
+    # By SQLite's own lower(), which knows ASCII alone, on both sides.
+    titled = func.lower(sessions.c.title) == func.lower(name)
+    found = conn.execute(select(sessions.c.session_id).where(or_(prefix, titled)).limit(6)).all()
+    if any(row.session_id == name for row in found):
+        return name
     if not name or not found:
         msg = f"there is no session {name!r}: see 'timeline sessions list'"
         raise NotFound(msg)
@@ -338,45 +363,98 @@ def fold(events: Iterable[Event]) -> Session:
     Args:
         events: From the session's first on; forgotten ones (`data` None) leave gaps, not errors.
     """
-    session = Session("")
-    turn_by_id: dict[str | None, Turn] = {}
-    step_by_id: dict[str | None, Step] = {}
-    attempt_by_id: dict[tuple[str | None, int], Attempt] = {}
+    folding = _Folding()
     for event in events:
-        session.session_id = event.session_id
-        if event.type == "turn.started":
-            turn = Turn(event.turn_id or "", event.recorded_at)
-            session.turns.append(turn)
-            turn_by_id[event.turn_id] = turn
+        folding.add(event)
+    return folding.session
+
+
+class _Folding:
+    """A session and what of it is still looked up; what belongs to nothing known is folded into nothing."""
+
+    def __init__(self) -> None:
+        self.session = Session("")
+        self._turns: dict[str | None, Turn] = {}
+        self._steps: dict[str | None, Step] = {}
+        self._calls: dict[str | None, dict[int, Attempt]] = {}
+
+    def add(self, event: Event) -> None:
+        self.session.session_id = event.session_id
+        match event.type.partition(".")[0]:
+            case "session":
+                self._add_to_session(event)
+            case "turn":
+                self._add_to_turn(event)
+            case "step":
+                self._add_to_step(event)
+            case _:
+                self._add_to_call(event)
+
+    # Below, by type where a forgotten body (None) still says all that is needed.
+
+    def _add_to_session(self, event: Event) -> None:
+        session = self.session
+        match event.type, event.data:
+            case "session.started", data:
+                session.started_at = event.recorded_at
+                session.title = data.title if isinstance(data, e.SessionStarted) else None
+            case _, e.SessionRenamed(title):
+                session.title = title
+            case _, e.SessionRedacted(_, failures):
+                session.title = None
+                for failed in failures:
+                    _explain(self._attempt(failed.call_id, failed.attempt), failed)
+
+    def _add_to_turn(self, event: Event) -> None:
+        data = event.data
+        if event.type != "turn.started":
+            _end_drawn_turn(self._turns.get(event.turn_id) or Turn("", 0), event.type, data)
+            return
+        turn = self._turns[event.turn_id] = Turn(event.turn_id or "", event.recorded_at)
+        self.session.turns.append(turn)
+        if isinstance(data, e.TurnStarted):
+            turn.prompt, turn.system, turn.attachments = data.prompt, data.system, data.attachments
+            turn.private, turn.mode = data.private, data.mode
+
+    def _add_to_step(self, event: Event) -> None:
+        data = event.data
+        if not isinstance(data, e.StepStarted | e.StepSkipped):
+            _end_drawn_step(self._steps.get(event.step_id) or Step("", ""), event.type, data)
+            return
+        step = self._steps[event.step_id] = Step(event.step_id or "", data.kind, data.index)
+        if isinstance(data, e.StepSkipped):
+            step.state, step.reason = "skipped", data.reason
+        if event.turn_id in self._turns:
+            self._turns[event.turn_id].steps.append(step)
+
+    def _add_to_call(self, event: Event) -> None:
         match event.data:
-            case e.SessionStarted() as data:
-                session.title, session.started_at = data.title, event.recorded_at
-            case e.SessionRenamed() as data:
-                session.title = data.title
-            case e.StepStarted() | e.StepSkipped() as data:
-                step = Step(event.step_id or "", data.kind, data.index)
-                if isinstance(data, e.StepSkipped):
-                    step.state, step.reason = "skipped", data.reason
-                turn_by_id[event.turn_id].steps.append(step)
-                step_by_id[event.step_id] = step
             case e.RequestSent() as data:
                 attempt = Attempt(event.call_id or "", data.attempt, data.provider, data.model, data.why, data.messages)
-                step_by_id[event.step_id].attempts.append(attempt)
-                attempt_by_id[event.call_id, data.attempt] = attempt
+                self._calls.setdefault(event.call_id, {})[data.attempt] = attempt
+                if event.step_id in self._steps:
+                    self._steps[event.step_id].attempts.append(attempt)
             case e.ChunkReceived() as data:
-                attempt_by_id[event.call_id, data.attempt].fragments.extend(
-                    Fragment(data.kind, text, gap) for text, gap in zip(data.texts, data.gaps_us, strict=True)
+                gaps = chain(data.gaps_us, repeat(0))
+                self._attempt(event.call_id, data.attempt).fragments.extend(
+                    Fragment(data.kind, text, gap) for text, gap in zip(data.texts, gaps, strict=False)
                 )
             case e.ResponseCompleted() | e.CallFailed() | e.CallInterrupted() as data:
-                _end_attempt(attempt_by_id[event.call_id, data.attempt], data)
-            case e.StepCompleted() | e.StepFailed() as data:
-                _end_step(step_by_id[event.step_id], data)
-            case e.TurnStarted() | e.TurnCompleted() | e.TurnFailed() | e.TurnInterrupted() as data:
-                _advance_turn(turn_by_id[event.turn_id], data)
-    return session
+                _end_attempt(self._attempt(event.call_id, data.attempt), data)
+            case None if event.type == "call.failed":
+                # Which attempt it was is gone with the body; it is the call's open one.
+                for attempt in self._calls.get(event.call_id, {}).values():
+                    if attempt.state == "open":
+                        attempt.state = "failed"
+
+    def _attempt(self, call_id: str | None, number: int) -> Attempt:
+        known = self._calls.get(call_id, {}).get(number)
+        return known or Attempt("", number, "", "", "", ())
 
 
 def _end_attempt(attempt: Attempt, data: e.ResponseCompleted | e.CallFailed | e.CallInterrupted) -> None:
+    if attempt.state != "open":
+        return
     attempt.duration_us, attempt.usage_source, attempt.cost = data.duration_us, data.usage_source, data.cost
     attempt.usage = data.usage
     match data:
@@ -389,22 +467,33 @@ def _end_attempt(attempt: Attempt, data: e.ResponseCompleted | e.CallFailed | e.
             attempt.state, attempt.reason = "interrupted", data.reason
 
 
-def _end_step(step: Step, data: e.StepCompleted | e.StepFailed) -> None:
-    step.duration_us = data.duration_us
-    if isinstance(data, e.StepFailed):
-        step.state, step.error = "failed", data.error
-    else:
-        step.state, step.decision, step.reason, step.degraded = "completed", data.decision, data.reason, data.degraded
+def _explain(attempt: Attempt, failed: e.FailedAttempt) -> None:
+    attempt.duration_us, attempt.usage_source, attempt.cost = failed.duration_us, failed.usage_source, failed.cost
+    attempt.usage = failed.usage
+    attempt.error = ErrorInfo(failed.kind, "what the provider said was forgotten")
 
 
-def _advance_turn(turn: Turn, data: e.TurnStarted | e.TurnCompleted | e.TurnFailed | e.TurnInterrupted) -> None:
+def _end_drawn_step(step: Step, type_: str, data: e.EventData | None) -> None:
+    if step.state != "open":
+        return
+    step.state = "failed" if type_ == "step.failed" else "completed"
     match data:
-        case e.TurnStarted():
-            turn.prompt, turn.system, turn.attachments = data.prompt, data.system, data.attachments
-            turn.private, turn.mode = data.private, data.mode
+        case e.StepFailed():
+            step.error, step.duration_us = data.error, data.duration_us
+        case e.StepCompleted():
+            step.decision, step.reason, step.degraded = data.decision, data.reason, data.degraded
+            step.duration_us = data.duration_us
+
+
+def _end_drawn_turn(turn: Turn, type_: str, data: e.EventData | None) -> None:
+    if turn.state != "open":
+        return
+    match data:
         case e.TurnCompleted():
             turn.state, turn.answer_call, turn.duration_us = "completed", data.answer_call, data.duration_us
         case e.TurnFailed():
             turn.state, turn.error, turn.duration_us = "failed", data.error, data.duration_us
         case e.TurnInterrupted():
             turn.state, turn.reason, turn.duration_us = "interrupted", data.reason, data.duration_us
+        case _:
+            turn.state = "completed" if type_ == "turn.completed" else "failed"

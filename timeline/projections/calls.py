@@ -14,13 +14,15 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    bindparam,
     insert,
     literal_column,
+    or_,
     select,
     update,
 )
 
-from timeline.events import CallFailed, CallInterrupted, Event, Owner, RequestSent, ResponseCompleted
+from timeline.events import CallFailed, CallInterrupted, Event, Owner, RequestSent, ResponseCompleted, SessionRedacted
 from timeline.projections import Projection
 
 __all__ = ["Calls", "OpenAttempt", "attempts", "open_attempts"]
@@ -54,6 +56,30 @@ _is_open = attempts.c.state == literal_column("'open'")
 Index("attempts_open", attempts.c.first_position, sqlite_where=_is_open)
 
 
+_begin = insert(attempts).prefix_with("OR IGNORE")
+# The first end counts. The owner matters only while the attempt is open.
+_end = (
+    update(attempts)
+    .where(attempts.c.call_id == bindparam("of_call"), _is_open)
+    .where(or_(bindparam("of_attempt", type_=Integer).is_(None), attempts.c.attempt == bindparam("of_attempt")))
+    .values(
+        state=bindparam("state"),
+        reason=bindparam("reason"),
+        duration_us=bindparam("duration_us"),
+        time_to_first_token_us=bindparam("time_to_first_token_us"),
+        last_position=bindparam("last_position"),
+        owner_host=None,
+        owner_pid=None,
+        owner_started=None,
+    )
+)
+_explain = (
+    update(attempts)
+    .where(attempts.c.call_id == bindparam("of_call"), attempts.c.attempt == bindparam("of_attempt"))
+    .values(reason=bindparam("reason"), duration_us=bindparam("duration_us"))
+)
+
+
 class Calls(Projection):
     """Folds the life of every attempt into the table `attempts`."""
 
@@ -65,66 +91,46 @@ class Calls(Projection):
         """See `Projection.apply`."""
         match event.data:
             case RequestSent() as sent:
-                conn.execute(
-                    insert(attempts).values(
-                        call_id=event.call_id,
-                        attempt=sent.attempt,
-                        session_id=event.session_id,
-                        turn_id=event.turn_id,
-                        step_id=event.step_id,
-                        provider=sent.provider,
-                        model=sent.model,
-                        state="open",
-                        started_at=event.recorded_at,
-                        first_position=event.position,
-                        estimated_input_tokens=sent.estimated_input_tokens,
-                        local=int(sent.local),
-                        owner_host=sent.owner.host,
-                        owner_pid=sent.owner.pid,
-                        owner_started=sent.owner.started,
-                    )
-                )
+                row = {
+                    "call_id": event.call_id,
+                    "attempt": sent.attempt,
+                    "session_id": event.session_id,
+                    "turn_id": event.turn_id,
+                    "step_id": event.step_id,
+                    "provider": sent.provider,
+                    "model": sent.model,
+                    "state": "open",
+                    "started_at": event.recorded_at,
+                    "first_position": event.position,
+                    "estimated_input_tokens": sent.estimated_input_tokens,
+                    "local": int(sent.local),
+                    "owner_host": sent.owner.host,
+                    "owner_pid": sent.owner.pid,
+                    "owner_started": sent.owner.started,
+                }
+                conn.execute(_begin, row)
             case ResponseCompleted() as done:
-                self._end(
-                    conn,
-                    event,
-                    done.attempt,
-                    state="completed",
-                    reason=done.finish_reason,
-                    duration_us=done.duration_us,
-                    time_to_first_token_us=done.time_to_first_token_us,
-                )
+                values = (done.attempt, done.finish_reason, done.duration_us, done.time_to_first_token_us)
+                _finish(conn, event, "completed", values)
             case CallFailed() as failed:
-                self._end(
-                    conn,
-                    event,
-                    failed.attempt,
-                    state="failed",
-                    reason=failed.error.kind,
-                    duration_us=failed.duration_us,
-                )
+                _finish(conn, event, "failed", (failed.attempt, failed.error.kind, failed.duration_us, None))
             case CallInterrupted() as stopped:
-                self._end(
-                    conn,
-                    event,
-                    stopped.attempt,
-                    state="interrupted",
-                    reason=stopped.reason,
-                    duration_us=stopped.duration_us,
-                )
+                _finish(conn, event, "interrupted", (stopped.attempt, stopped.reason, stopped.duration_us, None))
+            case SessionRedacted() as redacted:
+                for known in redacted.failed:
+                    which = {"of_call": known.call_id, "of_attempt": known.attempt}
+                    conn.execute(_explain, which | {"reason": known.kind, "duration_us": known.duration_us})
             case None if event.type == "call.failed":
                 # Forgotten: which attempt it was is gone with the body; it is the call's open one.
-                self._end(conn, event, None, state="failed")
+                _finish(conn, event, "failed", (None, None, None, None))
 
-    @staticmethod
-    def _end(conn: Connection, event: Event, attempt: int | None, **values: object) -> None:
-        which = attempts.c.attempt == attempt if attempt is not None else _is_open
-        # The owner matters only while the attempt is open.
-        conn.execute(
-            update(attempts)
-            .where(attempts.c.call_id == event.call_id, which)
-            .values(last_position=event.position, owner_host=None, owner_pid=None, owner_started=None, **values)
-        )
+
+def _finish(
+    conn: Connection, event: Event, state: str, values: tuple[int | None, str | None, int | None, int | None]
+) -> None:
+    names = ("of_attempt", "reason", "duration_us", "time_to_first_token_us")
+    row = dict(zip(names, values, strict=True))
+    conn.execute(_end, row | {"of_call": event.call_id, "state": state, "last_position": event.position})
 
 
 class OpenAttempt(Struct, frozen=True):

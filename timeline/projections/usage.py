@@ -21,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-from timeline.events import CallFailed, CallInterrupted, Cost, Event, ResponseCompleted, Usage
+from timeline.events import CallFailed, CallInterrupted, Event, FailedAttempt, ResponseCompleted, SessionRedacted
 from timeline.projections import Projection
 from timeline.projections.calls import attempts
 
@@ -46,6 +46,10 @@ usage = Table(
 )
 
 
+# The first end of an attempt counts.
+_add = insert(usage).prefix_with("OR IGNORE")
+
+
 class UsageProjection(Projection):
     """Folds token counters and costs into the table `usage`, beside the attempt they belong to."""
 
@@ -56,28 +60,34 @@ class UsageProjection(Projection):
     def apply(self, conn: Connection, event: Event) -> None:
         """See `Projection.apply`."""
         match event.data:
-            case ResponseCompleted() | CallInterrupted() as ended:
-                self._add(conn, event, ended.attempt, ended.usage, ended.usage_source, ended.cost)
-            case CallFailed(usage=Usage() as counters) as failed:
-                self._add(conn, event, failed.attempt, counters, failed.usage_source, failed.cost)
+            case ResponseCompleted() | CallInterrupted() | CallFailed() as ended:
+                self._add(conn, event.call_id, ended)
+            case SessionRedacted() as redacted:
+                # Known already, unless the projection is folded anew: then this is where forgotten failures count.
+                for failed in redacted.failed:
+                    self._add(conn, failed.call_id, failed)
 
     @staticmethod
-    def _add(conn: Connection, event: Event, attempt: int, counters: Usage, source: str, cost: Cost | None) -> None:
-        conn.execute(
-            insert(usage).values(
-                call_id=event.call_id,
-                attempt=attempt,
-                input=counters.input,
-                cache_read=counters.cache_read,
-                cache_write=counters.cache_write,
-                cache_write_1h=counters.cache_write_1h,
-                output=counters.output,
-                reasoning=counters.reasoning,
-                source=source,
-                cost_state=cost.state if cost else "unpriced",
-                nano_usd=cost.nano_usd if cost else None,
-            )
-        )
+    def _add(
+        conn: Connection, call_id: str | None, ended: ResponseCompleted | CallInterrupted | CallFailed | FailedAttempt
+    ) -> None:
+        counters, cost = ended.usage, ended.cost
+        if counters is None:
+            return
+        row = {
+            "call_id": call_id,
+            "attempt": ended.attempt,
+            "input": counters.input,
+            "cache_read": counters.cache_read,
+            "cache_write": counters.cache_write,
+            "cache_write_1h": counters.cache_write_1h,
+            "output": counters.output,
+            "reasoning": counters.reasoning,
+            "source": ended.usage_source,
+            "cost_state": cost.state if cost else "unpriced",
+            "nano_usd": cost.nano_usd if cost else None,
+        }
+        conn.execute(_add, row)
 
 
 class ReportRow(Struct, frozen=True):
@@ -128,7 +138,7 @@ def report(
         session_id: Only this session's.
     """
     a, u = attempts.c, usage.c
-    local = (a.started_at / 1_000_000, "unixepoch", "localtime")
+    local = (a.started_at // 1_000_000, "unixepoch", "localtime")
     groups: dict[str | None, ColumnElement[str]] = {
         None: literal_column("''"),
         "day": func.strftime("%Y-%m-%d", *local),

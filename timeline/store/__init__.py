@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from timeline.errors import NotATimelineStore, NotFound, StoreReadOnly, StoreTooNew
-from timeline.events import Event, NewEvent, decode
+from timeline.errors import NotATimelineStore, NotFound, StoreDamaged, StoreReadOnly, StoreTooNew
+from timeline.events import Event, NewEvent, SessionRedacted, decode
 from timeline.store import integrity, schema, sqlite
-from timeline.store.integrity import Verification, forgotten_digest, is_alive, this_process
+from timeline.store.integrity import Verification, is_alive, this_process
 from timeline.store.sqlite import Synchronous, mapped_errors
 from timeline.store.writer import Decide, Writer, content_digest, recorded
 
@@ -84,6 +85,7 @@ class EventStore:
         self._models = models
         self._reader = reader
         self._synchronous = synchronous
+        self._read_only = False
         self._writer: Writer | None = None
 
     # -------------------------------------------------------------- opening and closing
@@ -105,31 +107,40 @@ class EventStore:
         Raises:
             NotATimelineStore: The file is something else.
             StoreTooNew: A newer release wrote it.
-            StoreReadOnly: It can't be written, and `read_only` is False.
+            StoreReadOnly: It can't be written, and `read_only` is False or it would have to be brought up to date.
+            StoreDamaged: SQLite can't make sense of it.
             NotFound: There is no file, and `read_only` is True.
         """
         with mapped_errors(path):
-            revision = _look(path)
+            revision = _look(path, read_only=read_only)
             if read_only and revision != schema.HEAD:
                 msg = f"there is no store of this version at {path}: run 'timeline ask' where it can be written"
                 raise NotFound(msg)
             if revision != schema.HEAD:
                 await asyncio.to_thread(_make_ready, path, models, synchronous)
-        store = cls(path, models, sqlite.reader(path, immutable=read_only), synchronous)
+        store = cls(path, models, sqlite.reader(path, read_only=read_only), synchronous)
         try:
-            if not read_only:
-                if not await store.query(models.is_current):
+            current = await store.query(models.is_current)
+            if read_only:
+                store._read_only = True
+                if not current:
+                    msg = f"the read models of {path} are of another version: run timeline once where it can be written"
+                    raise StoreReadOnly(msg)
+            else:
+                if not current:
                     await asyncio.to_thread(_make_ready, path, models, synchronous)
                 store._writer = Writer(path, sqlite.writer(path, synchronous=synchronous), models)
             yield store
         finally:
-            # Whoever is cancelled here has been promised that what it enqueued is written.
-            await asyncio.shield(store._close())
+            # Whoever is cancelled here, once or again, has been promised that what it enqueued is written.
+            await _to_the_end(store._close())
 
     async def _close(self) -> None:
-        await self._reader.dispose()
-        if self._writer is not None:
-            await self._writer.close()
+        try:
+            await self._reader.dispose()
+        finally:
+            if self._writer is not None:
+                await self._writer.close()
 
     # -------------------------------------------------------------- writing
 
@@ -164,7 +175,7 @@ class EventStore:
 
         Args:
             decide: Reads the read models through the connection and returns the events; what it raises is raised
-                here, and nothing is written.
+                here, and nothing is written. It runs in the writer's thread, and again if the transaction failed.
             contents: As for `append`.
         """
         return await asyncio.shield(self._require_writer().enqueue(decide, contents))
@@ -209,26 +220,24 @@ class EventStore:
 
     async def contents(self, digests: Iterable[str]) -> dict[str, str | bytes]:
         """Bodies by digest; what was forgotten or never recorded is left out."""
-        wanted = set(digests)
         table = schema.contents
-        return await self.query(
-            lambda conn: {row.digest: row.body for row in conn.execute(select(table).where(table.c.digest.in_(wanted)))}
-        )
+        wanted = func.json_each(msgspec.json.encode(sorted(set(digests))).decode()).table_valued("value")
+        query = select(table).where(table.c.digest.in_(select(wanted.c.value)))
+        return await self.query(lambda conn: {row.digest: row.body for row in conn.execute(query)})
 
     # -------------------------------------------------------------- care
 
     async def verify(self) -> Verification:
         """Check every event's position, version and digest, the file, the triggers and the contents."""
         check, after = integrity.Check(), 0
-        while rows := await self.query(lambda conn, start=after: integrity.page(conn, start)):  # type: ignore[misc]
-            if (found := check.follow(rows)) is not None:
-                return found
-            after = rows[-1].header[0]
-        if damage := await self.query(integrity.damaged_file):
-            return check.result(damage)
-        if digest := await self.query(integrity.damaged_content):
-            return check.result(f"the body {digest} in contents is not what was recorded")
-        return check.result()
+        try:
+            while rows := await self.query(partial(integrity.page, after=after)):
+                if (found := check.follow(rows)) is not None:
+                    return found
+                after = rows[-1].header[0]
+            return await self.query(check.surroundings)
+        except StoreDamaged as exc:
+            return check.result(f"after position {after}: {exc}")
 
     async def rebuild(self, names: Iterable[str] | None = None) -> list[str]:
         """Fold projections anew from the log while others append, then swap them in.
@@ -247,31 +256,34 @@ class EventStore:
         finally:
             rebuilding.dispose()
 
-    async def forget(self, session_id: str, closing: Callable[[int], NewEvent]) -> int:
+    async def forget(self, session_id: str, closing: Callable[[SessionRedacted], NewEvent]) -> int:
         """Remove a session's bodies from every page of the file; digests, totals and the chain stay.
 
         Args:
             session_id: Whose.
-            closing: Makes the `session.redacted` event to append, from the number of tombstones.
+            closing: Makes the event to append of its body.
 
         Returns:
-            How many events are tombstones now.
+            How many events became tombstones.
+
+        Raises:
+            StoreBusy: Someone went on reading what is to be forgotten; nothing shows it any more, but the file's
+                write-ahead log may hold it until this is done again.
         """
-        forgotten = 0
+        redacted = []
 
         def decide(conn: Connection) -> Sequence[NewEvent]:
-            nonlocal forgotten
-            forgotten = integrity.redact(conn, session_id)
-            return [closing(forgotten)]
+            redacted.append(integrity.redact(conn, session_id))
+            return [closing(redacted[-1])]
 
         await self.append_when(decide)
         await self.rebuild()
         await self._require_writer().compact()
-        return forgotten
+        return redacted[-1].events
 
     async def backup(self, target: Path) -> None:
         """Copy the store to a new file while others write."""
-        await asyncio.to_thread(integrity.copy, self.path, target)
+        await asyncio.to_thread(integrity.copy, self.path, target, read_only=self._read_only)
 
     async def stats(self) -> Stats:
         """Sizes and versions."""
@@ -298,6 +310,20 @@ class EventStore:
         )
 
 
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for work to end, however often the waiting is cancelled; the cancellation goes on then."""
+    task = asyncio.ensure_future(work)
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
 # ------------------------------------------------------------------ reading rows
 
 
@@ -319,7 +345,7 @@ def _read(
     if until is not None:
         query = query.where(table.c.position <= until)
     return [
-        recorded(row, None if forgotten_digest(row.data.encode()) else decode(row.type, row.v, row.data))
+        recorded(row, None if schema.forgotten_digest(row.data.encode()) else decode(row.type, row.v, row.data))
         for row in conn.execute(query)
     ]
 
@@ -327,23 +353,34 @@ def _read(
 # ------------------------------------------------------------------ making the file ready
 
 
-def _look(path: Path) -> str | None:
+def _look(path: Path, *, read_only: bool = False) -> str | None:
     """The file's schema revision; None for an empty or missing file.
 
     Raises:
-        NotATimelineStore, StoreTooNew: As `EventStore.open`.
+        NotATimelineStore, StoreTooNew, StoreReadOnly, StoreDamaged: As `EventStore.open`.
     """
-    if not path.exists() or path.stat().st_size == 0:
-        return None
-    with sqlite.plain(path) as conn:
-        (application_id,) = conn.execute("PRAGMA application_id").fetchone()
-        tables = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application_id != schema.APPLICATION_ID:
-            if tables == 0:
+    try:
+        if not path.exists() or path.stat().st_size == 0:
+            return None
+        ours = path.is_file()
+    except OSError as exc:
+        raise sqlite.unreachable(path, exc) from exc
+    revision = None
+    if ours:
+        with sqlite.plain(path, read_only=read_only) as conn:
+            (application_id,) = conn.execute("PRAGMA application_id").fetchone()
+            tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_master")}
+            if not tables:
                 return None
-            msg = f"{path} is not a timeline store: move it away, or choose another with TIMELINE_HOME"
-            raise NotATimelineStore(msg)
-        (revision,) = conn.execute("SELECT version_num FROM alembic_version").fetchone()
+            ours = application_id == schema.APPLICATION_ID
+            if ours and "alembic_version" in tables:
+                (revision,) = conn.execute("SELECT max(version_num) FROM alembic_version").fetchone()
+    if not ours:
+        msg = f"{path} is not a timeline store: move it away, or choose another with TIMELINE_HOME"
+        raise NotATimelineStore(msg)
+    if revision is None:
+        msg = f"{path} doesn't say which version of timeline wrote it: restore a backup"
+        raise StoreDamaged(msg)
     if revision > schema.HEAD:
         msg = f"{path} was written by a newer version of timeline (schema {revision}, this one knows {schema.HEAD}): update timeline"
         raise StoreTooNew(msg)
@@ -359,6 +396,7 @@ def _make_ready(path: Path, models: ReadModels, synchronous: Synchronous) -> Non
             _migrate(path)
         with sqlite.connect(path, synchronous=synchronous) as conn:
             if revision is None:
+                path.chmod(0o600)
                 schema.create(conn)
                 schema.stamp(conn)
             models.prepare(conn, lambda after, limit: _read(conn, after, limit))

@@ -5,38 +5,54 @@ from __future__ import annotations
 import functools
 import os
 import socket
-import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from msgspec import Struct
-from sqlalchemy import Connection, LargeBinary, Text, cast, delete, select, update
+from sqlalchemy import Connection, LargeBinary, Text, cast, delete, func, select, update
 
 from timeline.errors import StoreError, TimelineError
-from timeline.events import CallFailed, Owner, decode
+from timeline.events import (
+    CallFailed,
+    CallRerouted,
+    CallRetryScheduled,
+    ChunkReceived,
+    EventData,
+    FailedAttempt,
+    Owner,
+    RequestSent,
+    SessionRedacted,
+    SessionRenamed,
+    SessionStarted,
+    StepCompleted,
+    StepFailed,
+    ToolCalled,
+    ToolFailed,
+    ToolReturned,
+    TurnFailed,
+    TurnStarted,
+    decode,
+)
 from timeline.store import schema
-from timeline.store.sqlite import mapped_errors
+from timeline.store.sqlite import mapped_errors, plain
 from timeline.store.writer import Header, body_digest, chain_digest, content_digest
 
 __all__ = [
     "Check",
     "Verification",
     "copy",
-    "damaged_content",
-    "damaged_file",
-    "forgotten_digest",
     "is_alive",
     "page",
     "redact",
+    "references",
     "this_process",
 ]
 
 PAGE = 2000
-_TOMBSTONE = b'{"forgotten":"'
 
-BODY_TYPES = ("session.started", "session.renamed", "turn.started", "chunk.received", "tool.called", "tool.returned")
-"""Events whose data says what was said. Totals stand in others, and stay."""
+BODIES = ("turn.started", "request.sent", "tool.called", "tool.returned")
+"""Types whose events refer to bodies in `contents`; see `references`."""
 
 
 # ------------------------------------------------------------------ verify
@@ -72,6 +88,8 @@ class Check:
     def __init__(self) -> None:
         self._count = 0
         self._heads: dict[str, tuple[int, str]] = {}
+        self._bodies: dict[str, list[tuple[str, int]]] = {}
+        self._private: set[str | None] = set()
 
     def follow(self, rows: Sequence[Row]) -> Verification | None:
         """Check the next events; the result if something is wrong, else None."""
@@ -79,30 +97,64 @@ class Check:
             self._count += 1
             problem = self._problem(row)
             if problem:
-                return self.result(problem, row.header[0])
+                return self.result(problem, self._count)
         return None
 
     def result(self, problem: str | None = None, position: int | None = None) -> Verification:
         """What was found so far."""
         return Verification(self._count, len(self._heads), problem, position)
 
+    def surroundings(self, conn: Connection) -> Verification:
+        """After the last event: check the file, the triggers, the contents, and that the log has not lost its end."""
+        answer = conn.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
+        if answer != "ok":
+            return self.result(f"SQLite finds the file damaged: {answer}")
+        if gone := schema.changed_trigger(conn):
+            return self.result(f"the trigger {gone} is gone or changed: the log was open to changes")
+        folded = conn.execute(select(func.max(schema.projections.c.position))).scalar() or 0
+        head = conn.execute(select(func.max(schema.events.c.position))).scalar() or 0
+        if folded > head:
+            return self.result(
+                f"the log ends at {head}, but events up to {folded} were recorded: its end is gone", head + 1
+            )
+        return self._contents(conn)
+
     def _problem(self, row: Row) -> str | None:
-        position, _, session_id, version, type_, v, *_ = row.header
+        position, _, session_id, version, type_, v, _, turn_id, *_ = row.header
         if position != self._count:
             return f"position {self._count} is missing"
         last, previous = self._heads.get(session_id, (0, ""))
         if version != last + 1:
             return f"session {session_id} goes from version {last} to {version}"
-        kept = forgotten_digest(row.data)
+        kept = schema.forgotten_digest(row.data)
         if chain_digest(previous, row.header, kept or body_digest(row.data)) != row.digest:
             return "the event is not what was recorded: its digest doesn't match"
         if kept is None:
             try:
-                decode(type_, v, row.data.decode())
+                data = decode(type_, v, row.data.decode())
             except TimelineError as exc:
                 return str(exc)
+            if isinstance(data, TurnStarted) and data.private:
+                self._private.add(turn_id)
+            if turn_id not in self._private:
+                for digest in references(data):
+                    self._bodies.setdefault(digest, []).append((session_id, position))
         self._heads[session_id] = (version, row.digest)
         return None
+
+    def _contents(self, conn: Connection) -> Verification:
+        table = schema.contents
+        for digest, body in conn.execute(select(table.c.digest, cast(table.c.body, LargeBinary))):
+            if content_digest(body) != digest:
+                return self.result(f"the body {digest} in contents is not what was recorded")
+            self._bodies.pop(digest, None)
+        log = schema.events.c
+        redacted = set(conn.execute(select(log.session_id).where(log.type == "session.redacted")).scalars())
+        for digest, users in self._bodies.items():
+            for session_id, position in users:
+                if session_id not in redacted:
+                    return self.result(f"the body {digest} that the event refers to is gone from contents", position)
+        return self.result()
 
 
 def page(conn: Connection, after: int) -> list[Row]:
@@ -119,96 +171,105 @@ def page(conn: Connection, after: int) -> list[Row]:
     return rows
 
 
-def damaged_content(conn: Connection) -> str | None:
-    """The digest of the first body in `contents` that isn't what its digest says."""
-    table = schema.contents
-    for row in conn.execute(select(table.c.digest, cast(table.c.body, LargeBinary).label("body"))):
-        if content_digest(row.body) != row.digest:
-            return str(row.digest)
-    return None
-
-
-def damaged_file(conn: Connection) -> str | None:
-    """What SQLite's own check finds first, or a trigger of ours that is gone."""
-    answer = conn.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
-    if answer != "ok":
-        return f"SQLite finds the file damaged: {answer}"
-    present = set(conn.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").scalars())
-    missing = {statement.split()[2] for statement in schema.TRIGGERS} - present
-    return f"the trigger {min(missing)} is gone: the log was open to changes" if missing else None
-
-
 # ------------------------------------------------------------------ forget
 
 
-def forgotten_digest(data: bytes) -> bytes | None:
-    """The digest that a tombstone keeps; None for a body that is still there."""
-    if not (data.startswith(_TOMBSTONE) and len(data) == len(_TOMBSTONE) + 34):
-        return None
-    try:
-        return bytes.fromhex(data[len(_TOMBSTONE) : -2].decode())
-    except ValueError:
-        return None
+def references(data: EventData) -> Iterator[str]:
+    """Digests of the bodies in `contents` that an event refers to."""
+    refs: tuple[str | None, ...] = ()
+    match data:
+        case TurnStarted():
+            refs = (data.prompt, data.system, *(item.ref for item in data.attachments))
+        case RequestSent():
+            refs = (data.tools, *(ref for message in data.messages for ref in (message.ref, *message.attachments)))
+        case ToolCalled():
+            refs = (data.arguments,)
+        case ToolReturned():
+            refs = (data.result,)
+    return (ref for ref in refs if ref is not None)
 
 
-def redact(conn: Connection, session_id: str) -> int:
-    """Turn a session's bodies into tombstones and drop contents that no other session refers to.
+def _tells(data: EventData) -> bool:
+    """Whether the body says what was said, by people, models or tools; errors may quote it."""
+    match data:
+        case SessionStarted(title=None) | StepCompleted(decision=None, reason=None):
+            return False
+        case (
+            SessionStarted()
+            | SessionRenamed()
+            | TurnStarted()
+            | TurnFailed()
+            | StepCompleted()
+            | StepFailed()
+            | ChunkReceived()
+            | CallFailed()
+            | CallRetryScheduled()
+            | CallRerouted()
+            | ToolCalled()
+            | ToolReturned()
+            | ToolFailed()
+        ):
+            return True
+    return False
 
-    Returns:
-        How many events lost their data.
-    """
+
+def redact(conn: Connection, session_id: str) -> SessionRedacted:
+    """Turn a session's bodies into tombstones and drop contents that no other session refers to."""
     table = schema.events
-    rows = conn.execute(
-        select(table.c.position, table.c.type, table.c.v, table.c.data).where(table.c.session_id == session_id)
-    ).all()
+    columns = (table.c.position, table.c.type, table.c.v, table.c.data, table.c.call_id)
+    rows = conn.execute(select(*columns).where(table.c.session_id == session_id)).all()
     forgotten = 0
-    references: set[str] = set()
+    failed = []
+    unused: set[str] = set()
     for row in rows:
-        if forgotten_digest(row.data.encode()) is not None:
+        text = row.data.encode()
+        if schema.forgotten_digest(text) is not None:
             continue
         data = decode(row.type, row.v, row.data)
-        references |= set(_digests(row.data))
-        # A failed call's message may quote the prompt; where it also carries tokens, totals come first.
-        if row.type in BODY_TYPES or (isinstance(data, CallFailed) and data.usage is None):
-            tombstone = f'{{"forgotten":"{body_digest(row.data.encode()).hex()}"}}'
+        unused.update(references(data))
+        if _tells(data):
+            tombstone = schema.tombstone(body_digest(text))
             conn.execute(update(table).where(table.c.position == row.position).values(data=tombstone))
             forgotten += 1
-    for digest in references:
-        used = conn.execute(
-            select(table.c.position).where(table.c.session_id != session_id, table.c.data.contains(digest)).limit(1)
-        ).first()
-        if used is None:
-            conn.execute(delete(schema.contents).where(schema.contents.c.digest == digest))
-    return forgotten
-
-
-def _digests(data: str) -> Iterator[str]:
-    """Every word of 32 hex digits that stands as a JSON string."""
-    return (part for part in data.split('"') if len(part) == 32 and set(part) <= set("0123456789abcdef"))  # noqa: PLR2004
+        if isinstance(data, CallFailed):
+            totals = (data.error.kind, data.duration_us, data.usage, data.usage_source, data.cost)
+            failed.append(FailedAttempt(row.call_id or "", data.attempt, *totals))
+    others = select(*columns).where(table.c.session_id != session_id, table.c.type.in_(BODIES))
+    for row in conn.execute(others):
+        if schema.forgotten_digest(row.data.encode()) is None:
+            unused.difference_update(references(decode(row.type, row.v, row.data)))
+    for digest in unused:
+        conn.execute(delete(schema.contents).where(schema.contents.c.digest == digest))
+    return SessionRedacted(forgotten, tuple(failed))
 
 
 # ------------------------------------------------------------------ backup
 
 
-def copy(source: Path, target: Path) -> None:
+def copy(source: Path, target: Path, *, read_only: bool = False) -> None:
     """Copy the store while others write to it, by SQLite's backup API (https://sqlite.org/backup.html).
 
+    Args:
+        source: The store.
+        target: The file to make.
+        read_only: The source stands where nothing can be written.
+
     Raises:
-        StoreError: The target exists or can't be written.
+        StoreError: The target exists or can't be written; what was written of it is removed.
     """
     try:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except OSError as exc:
         msg = f"the backup {target} can't be written ({exc.strerror}): choose another path"
         raise StoreError(msg) from exc
-    with mapped_errors(target):
-        reading, writing = sqlite3.connect(source), sqlite3.connect(target)
-        try:
-            reading.execute("PRAGMA wal_autocheckpoint=0")
+    whole = False
+    try:
+        with mapped_errors(target), plain(source, read_only=read_only) as reading, plain(target) as writing:
             reading.backup(writing)
-        finally:
-            writing.close()
-            reading.close()
+        whole = True
+    finally:
+        if not whole:
+            target.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------ who lives
@@ -221,36 +282,49 @@ def this_process() -> Owner:
 
 @functools.cache
 def _owner(pid: int) -> Owner:
-    import psutil
-
-    return Owner(host=_host(), pid=pid, started=round(psutil.Process(pid).create_time(), 2))
+    return Owner(host=_host(), pid=pid, started=_started(pid) or 0.0)
 
 
 def is_alive(owner: Owner) -> bool:
     """Whether the process that began something may still end it.
 
-    A process on another host can't be asked and counts as alive. The start time tells a
-    reused pid apart; it may differ by clock adjustments, never by seconds.
+    A process on another host, or in another container, can't be asked and counts as alive. The start
+    time tells a reused pid apart.
     """
-    if owner.host != _host():
-        return True
+    here = _host()
+    if owner.host != here:
+        # The same place before it was started anew: nothing of then is alive.
+        return owner.host.rpartition("/")[0] != here.rpartition("/")[0] or "/" not in here
+    started = _started(owner.pid)
+    return started is not None and abs(started - owner.started) < 1
+
+
+def _started(pid: int) -> float | None:
+    """When a process started, seconds, as `Owner.started` has it; None if none of that id runs."""
+    try:
+        # https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html: after the name in parentheses come the
+        # state and, as field 22, the start in clock ticks since the boot. Unlike the time since the epoch
+        # that is derived of it, it stays the same when somebody sets the clock.
+        state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return None if state in "ZX" else int(fields[18]) / os.sysconf("SC_CLK_TCK")
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self/stat").exists():
+            return None
     import psutil
 
     try:
-        process = psutil.Process(owner.pid)
-        same = abs(process.create_time() - owner.started) < 2  # noqa: PLR2004
-        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True
+        return None
 
 
 @functools.cache
 def _host() -> str:
-    """The host's name and, where there is one, its PID namespace: a pid means something only within it."""
+    """The host's name and, on Linux, its PID namespace and boot: a pid means something only within them."""
     try:
         namespace = Path("/proc/self/ns/pid").stat().st_ino
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     except OSError:
         return socket.gethostname()
-    return f"{socket.gethostname()}/{namespace}"
+    return f"{socket.gethostname()}/{namespace}/{boot}"

@@ -6,11 +6,24 @@ schema is public: people read it with `sqlite3` and Datasette, so columns are on
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, UniqueConstraint, types
 
-__all__ = ["APPLICATION_ID", "HEAD", "contents", "create", "events", "metadata", "projections", "stamp"]
+__all__ = [
+    "APPLICATION_ID",
+    "HEAD",
+    "changed_trigger",
+    "contents",
+    "create",
+    "events",
+    "forgotten_digest",
+    "metadata",
+    "projections",
+    "stamp",
+    "tombstone",
+]
 
 APPLICATION_ID = 0x544C4E31
 """SQLite's `application_id` of our files: "TLN1"."""
@@ -69,6 +82,7 @@ projections = Table(
 )
 
 _TOMBSTONE_GLOB = '{"forgotten":"' + "[0-9a-f]" * 32 + '"}'
+_TOMBSTONE = re.compile(rb'\{"forgotten":"([0-9a-f]{32})"\}')
 _KEPT = [column.name for column in events.columns if column.name != "data"]
 
 TRIGGERS = (
@@ -93,7 +107,8 @@ TRIGGERS = (
     """,
     f"""
     CREATE TRIGGER events_no_update BEFORE UPDATE ON events
-    WHEN NOT (NEW.data GLOB '{_TOMBSTONE_GLOB}' AND {" AND ".join(f"NEW.{c} IS OLD.{c}" for c in _KEPT)})
+    WHEN NOT (NEW.data GLOB '{_TOMBSTONE_GLOB}' AND OLD.data NOT GLOB '{_TOMBSTONE_GLOB}'
+              AND {" AND ".join(f"NEW.{c} IS OLD.{c}" for c in _KEPT)})
     BEGIN
       SELECT RAISE(ABORT, 'events is append-only: only data may become a tombstone');
     END
@@ -106,7 +121,7 @@ TRIGGERS = (
     """,
     """
     CREATE TRIGGER contents_no_replace BEFORE INSERT ON contents
-    WHEN EXISTS (SELECT 1 FROM contents WHERE digest = NEW.digest AND body IS NOT NEW.body)
+    WHEN EXISTS (SELECT 1 FROM contents WHERE digest = NEW.digest AND CAST(body AS BLOB) IS NOT CAST(NEW.body AS BLOB))
     BEGIN
       SELECT RAISE(ABORT, 'contents are addressed by their digest: nothing is changed');
     END
@@ -119,6 +134,25 @@ def create(conn: Connection) -> None:
     metadata.create_all(conn)
     for statement in TRIGGERS:
         conn.exec_driver_sql(statement)
+
+
+def tombstone(digest: bytes) -> str:
+    """What stands in `data` once a body of that digest was forgotten."""
+    return f'{{"forgotten":"{digest.hex()}"}}'
+
+
+def forgotten_digest(data: bytes) -> bytes | None:
+    """The digest that a tombstone keeps; None for a body that is still there."""
+    found = _TOMBSTONE.fullmatch(data)
+    return bytes.fromhex(found[1].decode()) if found else None
+
+
+def changed_trigger(conn: Connection) -> str | None:
+    """The first trigger of ours that is gone from the file, or says something else there."""
+    found = conn.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+    present = {name: sql.split() for name, sql in found}
+    names = ((statement.split()[2], statement.split()) for statement in TRIGGERS)
+    return next((name for name, words in names if present.get(name) != words), None)
 
 
 def stamp(conn: Connection) -> None:

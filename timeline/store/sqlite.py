@@ -31,6 +31,7 @@ from timeline.errors import (
 __all__ = [
     "BUSY_TIMEOUT_SECONDS",
     "Synchronous",
+    "address",
     "checkpoints_are_safe",
     "connect",
     "create_file",
@@ -39,6 +40,7 @@ __all__ = [
     "reader",
     "start_lock",
     "truncate_wal",
+    "unreachable",
     "vacuum",
     "wal_size",
     "writer",
@@ -51,19 +53,19 @@ Synchronous = Literal["full", "normal"]
 power cut may take the last commits (never the file). https://sqlite.org/pragma.html#pragma_synchronous"""
 
 
-def reader(path: Path, *, immutable: bool = False) -> AsyncEngine:
+def reader(path: Path, *, read_only: bool = False) -> AsyncEngine:
     """An engine that refuses to write.
 
     Args:
         path: The database file.
-        immutable: For a folder that can't be written, where WAL mode could not even read: nobody else
-            may be writing.
+        read_only: It stands where nothing can be written; see `address`.
     """
     made = create_async_engine(
-        f"sqlite+aiosqlite:///{_immutable(path)}" if immutable else URL.create("sqlite+aiosqlite", database=str(path)),
+        URL.create("sqlite+aiosqlite", database=address(path, read_only=read_only), query={"uri": "true"}),
         connect_args={"timeout": BUSY_TIMEOUT_SECONDS},
         pool_size=5,
         max_overflow=0,
+        hide_parameters=True,
     )
     _configure(made.sync_engine, "query_only=ON", begin="BEGIN")
     return made
@@ -78,10 +80,12 @@ def writer(path: Path, *, synchronous: Synchronous = "full") -> Engine:
         synchronous: When a commit is durable; see `Synchronous`.
     """
     made = create_engine(
-        URL.create("sqlite", database=str(path)),
+        URL.create("sqlite", database=address(path), query={"uri": "true"}),
         connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
         pool_size=1,
         max_overflow=0,
+        # What people say to models has no place in a traceback.
+        hide_parameters=True,
     )
     # A deferred transaction that turns into a writer can fail at once with SQLITE_BUSY,
     # whatever the timeout, so writers begin as writers.
@@ -102,8 +106,18 @@ def connect(path: Path, *, synchronous: Synchronous = "full") -> Iterator[Connec
         made.dispose()
 
 
-def _immutable(path: Path) -> str:
-    return f"file:{quote(str(path))}?mode=ro&immutable=1&uri=true"
+def address(path: Path, *, read_only: bool = False) -> str:
+    """The file as a URI (https://sqlite.org/uri.html), so that no character of its name means anything.
+
+    Args:
+        path: The database file.
+        read_only: It stands where nothing can be written. SQLite can read a file in WAL mode there only if the
+            log's two files exist, left by a process that lives or died, or if it is told that nobody writes.
+    """
+    place = f"file:{quote(str(path.absolute()))}"
+    if not read_only:
+        return place
+    return f"{place}?mode=ro" if Path(f"{path}-wal").exists() else f"{place}?mode=ro&immutable=1"
 
 
 def _configure(engine: Engine, *pragmas: str, begin: str) -> None:
@@ -122,9 +136,10 @@ def _configure(engine: Engine, *pragmas: str, begin: str) -> None:
 
 
 @contextmanager
-def plain(path: Path) -> Iterator[sqlite3.Connection]:
-    """A plain connection for the moments before there is an engine; closed at the end."""
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+def plain(path: Path, *, read_only: bool = False) -> Iterator[sqlite3.Connection]:
+    """A plain connection, for when there is no engine; closed at the end. `read_only` as for `address`."""
+    place = address(path, read_only=read_only)
+    connection = sqlite3.connect(place, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, uri=True)
     try:
         connection.execute("PRAGMA wal_autocheckpoint=0")
         yield connection
@@ -144,17 +159,32 @@ def create_file(path: Path) -> None:
             parent.mkdir(mode=0o700, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as exc:
-        msg = f"the store {path} can't be written ({exc.strerror}): choose another place with TIMELINE_HOME"
-        raise StoreReadOnly(msg) from exc
+        raise unreachable(path, exc) from exc
+
+
+def unreachable(path: Path, exc: OSError) -> StoreReadOnly:
+    """What the system's refusal to open a file or folder means to a store."""
+    return StoreReadOnly(f"the store {path} can't be opened ({exc.strerror}): choose another place with TIMELINE_HOME")
 
 
 @contextmanager
 def start_lock(path: Path) -> Iterator[None]:
-    """Held by the one process that makes, migrates or rebuilds the file."""
+    """Held by the one process that makes, migrates or brings up to date the file.
+
+    Raises:
+        StoreReadOnly: The folder can't be written.
+    """
     from filelock import FileLock
 
-    with FileLock(f"{path}.lock", mode=0o600):
+    lock = FileLock(f"{path}.lock", mode=0o600)
+    try:
+        lock.acquire()
+    except OSError as exc:
+        raise unreachable(path, exc) from exc
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The single writer of a process: how events get their position, version and digest, and are committed in groups.
 
 Whatever is appended while a transaction runs goes into the next one, so many appends share
-one fsync; each still succeeds or fails alone.
+one fsync; each, in a savepoint of its own, still succeeds or fails alone.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, Row, func, insert, select
+from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from timeline.errors import IdempotencyConflict, StoreError, TimelineError, VersionConflict
+from timeline.errors import IdempotencyConflict, StoreBusy, StoreError, VersionConflict
 from timeline.events import Event, EventData, NewEvent, encode
 from timeline.store import schema
 from timeline.store.sqlite import BUSY_TIMEOUT_SECONDS, mapped_errors, truncate_wal, vacuum, wal_size
@@ -31,7 +31,7 @@ CHECKPOINT_BYTES = 16 * 1024 * 1024
 GROUP_LIMIT = 500
 
 Decide = Callable[[Connection], Sequence[NewEvent]]
-"""Reads the read models inside the write transaction and says which events follow."""
+"""Reads the read models inside the write transaction and says which events follow; may be asked again."""
 
 
 class Fold(Protocol):
@@ -86,6 +86,24 @@ def chain_digest(
     return link.hexdigest()
 
 
+# ------------------------------------------------------------------ statements
+
+# Made once: with a window every 100 ms, building them anew would cost more than running them.
+_events = schema.events.c
+_LAST_POSITION = select(func.max(_events.position))
+_SESSION_HEAD = (
+    select(_events.version, _events.digest)
+    .where(_events.session_id == bindparam("session_id"))
+    .order_by(_events.version.desc())
+    .limit(1)
+)
+_event_ids = func.json_each(bindparam("event_ids")).table_valued("value")
+_KNOWN = select(schema.events).where(_events.event_id.in_(select(_event_ids.c.value)))
+_INSERT = insert(schema.events)
+_KEEP = sqlite_insert(schema.contents).on_conflict_do_nothing()
+_COLUMNS = tuple(column.name for column in schema.events.columns)
+
+
 # ------------------------------------------------------------------ the task
 
 
@@ -106,6 +124,7 @@ class Writer:
         self._queue: deque[_Batch] = deque()
         self._wake = asyncio.Event()
         self._closing = False
+        self._checkpoint_at = CHECKPOINT_BYTES
         self._task = asyncio.create_task(self._run(), name="timeline-writer")
 
     def enqueue(
@@ -129,17 +148,22 @@ class Writer:
         await asyncio.shield(self._task)
         try:
             if wal_size(self._path):
-                with mapped_errors(self._path):
-                    await self._in_thread(partial(truncate_wal, self._engine, wait_seconds=0.05))
+                await self._truncate_wal(wait_seconds=0.05)
         finally:
             await self._in_thread(self._engine.dispose)
             self._thread.shutdown()
 
     async def compact(self) -> None:
-        """Rewrite the file without its free pages, and empty the write-ahead log, between two transactions."""
+        """Rewrite the file without its free pages, and empty the write-ahead log, between two transactions.
+
+        Raises:
+            StoreBusy: Someone went on reading, so that the write-ahead log still holds what the file doesn't.
+        """
         with mapped_errors(self._path):
             await self._in_thread(partial(vacuum, self._engine))
-            await self._in_thread(partial(truncate_wal, self._engine, wait_seconds=BUSY_TIMEOUT_SECONDS))
+            if not await self._in_thread(partial(truncate_wal, self._engine, wait_seconds=BUSY_TIMEOUT_SECONDS)):
+                msg = f"someone else has read {self._path} for over {BUSY_TIMEOUT_SECONDS} s: end it, and do this again"
+                raise StoreBusy(msg)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -149,96 +173,103 @@ class Writer:
             await self._wake.wait()
             self._wake.clear()
             while self._queue:
-                group = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_LIMIT))]
-                await self._commit(group)
-                if wal_size(self._path) >= CHECKPOINT_BYTES:
-                    await self._in_thread(partial(truncate_wal, self._engine, wait_seconds=1))
+                await self._commit([self._queue.popleft() for _ in range(min(len(self._queue), GROUP_LIMIT))])
+                size = wal_size(self._path)
+                if size >= self._checkpoint_at:
+                    emptied = await self._truncate_wal(wait_seconds=1)
+                    # Where a reader stays in the way, the log may grow rather than every commit wait for it.
+                    self._checkpoint_at = CHECKPOINT_BYTES if emptied else size + CHECKPOINT_BYTES
             if self._closing:
                 return
 
+    async def _truncate_wal(self, *, wait_seconds: float) -> bool:
+        """Whether the write-ahead log could be emptied; if not (no space, say), it holds what was committed."""
+        try:
+            with mapped_errors(self._path):
+                return await self._in_thread(partial(truncate_wal, self._engine, wait_seconds=wait_seconds))
+        except StoreError:
+            return False
+
     async def _commit(self, group: list[_Batch]) -> None:
+        results: Sequence[list[Event] | Exception]
         try:
             with mapped_errors(self._path):
                 results = await self._in_thread(partial(self._transaction, group))
-        except Exception as exc:  # noqa: BLE001  a bug in a fold has to reach its caller, not end this task
+        except StoreBusy as exc:
+            results = [exc] * len(group)
+        except Exception as exc:  # noqa: BLE001  whatever it is has to reach its caller, not end this task
             if len(group) > 1:
-                # One batch spoils the whole transaction: find it by giving each its own.
+                # The transaction failed as a whole: one batch may be what it has no room for.
                 for batch in group:
                     await self._commit([batch])
-            elif not group[0].done.done():
-                group[0].done.set_exception(exc)
-            return
+                return
+            results = [exc]
         for batch, result in zip(group, results, strict=True):
             if batch.done.done():
                 continue
-            if isinstance(result, TimelineError):
+            if isinstance(result, Exception):
                 batch.done.set_exception(result)
             else:
                 batch.done.set_result(result)
 
-    def _transaction(self, group: list[_Batch]) -> list[list[Event] | TimelineError]:
+    def _transaction(self, group: list[_Batch]) -> list[list[Event] | Exception]:
+        results: list[list[Event] | Exception] = []
         with self._engine.begin() as conn:
-            return self._write(conn, group)
-
-    def _write(self, conn: Connection, group: list[_Batch]) -> list[list[Event] | TimelineError]:
-        head: int = conn.execute(select(func.max(schema.events.c.position))).scalar() or 0
-        results: list[list[Event] | TimelineError] = []
-        for batch in group:
-            try:
-                written, known = self._admit(conn, batch, head)
-            except TimelineError as exc:
-                results.append(exc)
-                continue
-            if batch.contents:
-                rows = [{"digest": content_digest(body), "body": body} for body in batch.contents]
-                conn.execute(sqlite_insert(schema.contents).on_conflict_do_nothing(), rows)
-            if written:
-                conn.execute(insert(schema.events), [row for _, row in written])
-                stored = [event for event, _ in written]
-                self._fold.apply(conn, stored)
-                head += len(stored)
-                results.append(stored)
-            else:
-                results.append(known)
+            head: int = conn.execute(_LAST_POSITION).scalar() or 0
+            for batch in group:
+                conn.exec_driver_sql("SAVEPOINT batch")
+                try:
+                    with mapped_errors(self._path):
+                        events = self._append(conn, batch, head)
+                except Exception as exc:  # noqa: BLE001  a bug in a fold or decision concerns its own batch alone
+                    # Fails, and so ends the group, where SQLite itself has ended the transaction.
+                    conn.exec_driver_sql("ROLLBACK TO batch")
+                    results.append(exc)
+                else:
+                    head = max([head, *(event.position for event in events)])
+                    results.append(events)
+                conn.exec_driver_sql("RELEASE batch")
         return results
 
-    def _admit(
-        self, conn: Connection, batch: _Batch, head: int
-    ) -> tuple[list[tuple[Event, dict[str, int | str | None]]], list[Event]]:
-        """Number and chain a batch's events, or say why it can't be appended; nothing is written yet."""
+    def _append(self, conn: Connection, batch: _Batch, head: int) -> list[Event]:
         new = batch.decide(conn)
-        known = _known(conn, new)
-        if known:
-            if len(known) == len(new):
-                return [], known
-            msg = "a part of the batch is recorded already: append it whole, with its first ids, or not at all"
-            raise IdempotencyConflict(msg)
+        if known := _known(conn, new):
+            return known
+        if batch.contents:
+            rows = [{"digest": content_digest(body), "body": body} for body in batch.contents]
+            conn.execute(_KEEP, rows)
+        if not new:
+            return []
+        written = self._chain(conn, new, head, batch.expected_version)
+        conn.execute(_INSERT, [row for _, row in written])
+        events = [event for event, _ in written]
+        self._fold.apply(conn, events)
+        return events
+
+    def _chain(
+        self, conn: Connection, new: Sequence[NewEvent], head: int, expected_version: int | None
+    ) -> list[tuple[Event, dict[str, int | str | None]]]:
+        """Give a batch's events their positions, versions and digests."""
         heads: dict[str, tuple[int, str]] = {}
         written = []
-        for offset, event in enumerate(new):
+        for position, event in enumerate(new, head + 1):
             if event.session_id not in heads:
                 heads[event.session_id] = self._session_head(conn, event.session_id)
-                if batch.expected_version is not None and heads[event.session_id][0] != batch.expected_version:
+                if expected_version is not None and heads[event.session_id][0] != expected_version:
                     msg = (
                         f"session {event.session_id} is at version {heads[event.session_id][0]}, not "
-                        f"{batch.expected_version}: someone else appended first; read it again"
+                        f"{expected_version}: someone else appended first; read it again"
                     )
                     raise VersionConflict(msg)
             version, previous = heads[event.session_id]
-            stored, row = _chained(event, head + 1 + offset, version + 1, previous)
+            stored, row = _chained(event, position, version + 1, previous)
             heads[event.session_id] = (stored.version, stored.digest)
             written.append((stored, row))
-        return written, []
+        return written
 
     @staticmethod
     def _session_head(conn: Connection, session_id: str) -> tuple[int, str]:
-        table = schema.events
-        row = conn.execute(
-            select(table.c.version, table.c.digest)
-            .where(table.c.session_id == session_id)
-            .order_by(table.c.version.desc())
-            .limit(1)
-        ).first()
+        row = conn.execute(_SESSION_HEAD, {"session_id": session_id}).first()
         return (row.version, row.digest) if row else (0, "")
 
 
@@ -257,8 +288,7 @@ def _chained(event: NewEvent, position: int, version: int, previous: str) -> tup
         event.call_id,
     )
     digest = chain_digest(previous, header, body_digest(text.encode()))
-    names = [column.name for column in schema.events.columns]
-    row = dict(zip(names, (*header, text, digest), strict=True))
+    row = dict(zip(_COLUMNS, (*header, text, digest), strict=True))
     return Event(*header, event.data, digest), row
 
 
@@ -269,14 +299,30 @@ def recorded(row: Row[Any], data: EventData | None) -> Event:
 
 
 def _known(conn: Connection, new: Sequence[NewEvent]) -> list[Event]:
-    """Those of the events whose ids are recorded; an id with another body is a conflict."""
-    table = schema.events
+    """The events as recorded, if all of them are; empty if none is.
+
+    Raises:
+        IdempotencyConflict: Only some are, an id is recorded with another body, or stands twice in the batch.
+    """
     by_id = {event.event_id: event for event in new}
-    known = []
-    for row in conn.execute(select(table).where(table.c.event_id.in_(by_id))):
+    if len(by_id) < len(new):
+        msg = "an event id stands twice in one batch: an id stands for one fact"
+        raise IdempotencyConflict(msg)
+    rows = conn.execute(_KNOWN, {"event_ids": msgspec.json.encode(list(by_id)).decode()}).all()
+    if not rows:
+        return []
+    known = {}
+    for row in rows:
         event = by_id[row.event_id]
-        if (row.session_id, row.type, row.data) != (event.session_id, event.data.type, encode(event.data)):
+        text = encode(event.data)
+        kept = schema.forgotten_digest(row.data.encode())
+        same = row.data == text if kept is None else kept == body_digest(text.encode())
+        place = (event.session_id, event.data.type, event.turn_id, event.step_id, event.call_id)
+        if not same or (row.session_id, row.type, row.turn_id, row.step_id, row.call_id) != place:
             msg = f"event {event.event_id} is recorded with another body: an id stands for one fact"
             raise IdempotencyConflict(msg)
-        known.append(recorded(row, event.data))
-    return known
+        known[row.event_id] = recorded(row, event.data if kept is None else None)
+    if len(known) < len(new):
+        msg = "a part of the batch is recorded already: append it whole, with its first ids, or not at all"
+        raise IdempotencyConflict(msg)
+    return [known[event.event_id] for event in new]
