@@ -257,10 +257,9 @@ class Config:
         return kind, self._address(name, written) or KINDS.get(kind, Kind()).base_url
 
     def takes_key(self, name: str) -> bool:
-        """Whether a key is any use to a provider: the engine in this process and Ollama ask for none."""
+        """Whether a key is any use to a provider: to the engine in this process it isn't."""
         written = self.settings.llm_providers.get(name) or ProviderConfig()
-        known = KINDS.get(written.kind or name)
-        return known is None or known.key_variable is not None
+        return (written.kind or name) != "embedded"
 
     def keys(self, name: str) -> tuple[FoundKey, ...]:
         """Where a provider's key is found; the first one is used. Runs no command and asks no keyring.
