@@ -91,8 +91,12 @@ class Result:
     """How a run ended."""
 
     code: int
-    out: str
+    raw: bytes
     err: str
+
+    @property
+    def out(self) -> str:
+        return self.raw.decode()
 
     def json(self) -> Any:
         return json.loads(self.out)
@@ -250,7 +254,7 @@ class Home:
             process = self.start(*argv, stdin=source, stdout=out, env=env, fresh=fresh)
             code = process.wait(timeout)
             out.seek(0)
-            return Result(code, out.read().decode(), process.errors())
+            return Result(code, out.read(), process.errors())
 
     def start(
         self,
