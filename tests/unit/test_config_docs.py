@@ -1,0 +1,31 @@
+"""The page about settings is true: its examples load, and no setting is missing from it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from timeline import config
+
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+@pytest.mark.parametrize("example", re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+def test_example_on_the_page_loads(tmp_path: Path, example: str) -> None:
+    listed = "" if "llm_providers" in example else "llm_providers: {work: {kind: openai}}\n"
+    (tmp_path / "config.yaml").write_text(f"{listed}{example}")
+    loaded = config.load(environ={"TIMELINE_HOME": str(tmp_path), "HOME": str(tmp_path)}, cwd=tmp_path)
+
+    assert loaded.default_route()
+
+
+@pytest.mark.parametrize(
+    "struct", [config.Settings, config.ProviderConfig, config.Routing, config.StoreConfig, config.Price]
+)
+def test_every_setting_is_on_the_page(struct: type[msgspec.Struct]) -> None:
+    page = PAGE.read_text()
+
+    assert [] == [name for name in struct.__struct_fields__ if f"`{name}`" not in page]
