@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -38,9 +38,9 @@ def report(
     """
     from .app import wait_for
 
-    first = _midnight("--since", since) if since else None
-    last = _midnight("--until", until) + timedelta(days=1) if until else None
-    rows, totals, titles = wait_for(_report(by, _micros(first), _micros(last), session))
+    first = _midnight(_day("--since", since)) if since else None
+    last = _midnight(min(_day("--until", until), date.max - timedelta(days=1)) + timedelta(days=1)) if until else None
+    rows, totals, titles = wait_for(_report(by, first, last, session))
     if as_json:
         from .shapes import report_object
 
@@ -115,18 +115,20 @@ def _cost(row: ReportRow) -> str:
     return "free" if row.free else "–"
 
 
-def _midnight(option: str, value: str) -> datetime:
-    today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
-    if value == "today":
-        return today
-    if value[:-1].isdigit() and value.endswith("d"):
-        return today - timedelta(days=int(value[:-1]))
+def _day(option: str, value: str) -> date:
+    today = datetime.now().astimezone().date()
     try:
-        return datetime.strptime(value, "%Y-%m-%d").astimezone()
-    except ValueError as exc:
+        if value == "today":
+            return today
+        if value[:-1].isdecimal() and value.endswith("d"):
+            return today - timedelta(days=int(value[:-1]))
+        return date.fromisoformat(value)
+    except (ValueError, OverflowError) as exc:
         msg = f"{option} {value!r} is no day: write YYYY-MM-DD, today, or 7d for seven days back"
         raise UsageError(msg) from exc
 
 
-def _micros(instant: datetime | None) -> int | None:
-    return None if instant is None else int(instant.timestamp() * 1_000_000)
+def _midnight(day: date) -> int:
+    """When the day begins in this machine's time zone, µs UTC."""
+    # Before 1970 there was nothing to report, and not every system can convert it.
+    return int(datetime.combine(max(day, date(1970, 1, 2)), time()).timestamp() * 1_000_000)
