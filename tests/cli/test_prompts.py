@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.answers import answer
@@ -198,7 +198,7 @@ def test_closed_standard_streams_hurt_nobody(home: Home, backend: Backend, comma
 
 @pytest.mark.parametrize("options", ["", "--json"], ids=["text", "json"])
 def test_output_without_room_is_said_and_recorded(home: Home, options: str) -> None:
-    if not os.path.exists("/dev/full"):
+    if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
 
     done = shell(home, f"timeline ask hi {options} >/dev/full")
