@@ -30,7 +30,17 @@ from timeline.providers.base import (
     UsageReport,
 )
 
-__all__ = ["RULES", "Boundary", "Guarded", "Problem", "broken", "check_class", "check_provider", "place"]
+__all__ = [
+    "RULES",
+    "STATIC_RULES",
+    "Boundary",
+    "Guarded",
+    "Problem",
+    "broken",
+    "check_class",
+    "check_provider",
+    "place",
+]
 
 RULES = {
     "class": "the entry point names a class, which is made with keyword arguments",
@@ -47,6 +57,9 @@ RULES = {
     "cancellation": "a cancelled or closed stream ends at once, and only a cancelled one with CancelledError",
 }
 """Every rule by name, in a sentence."""
+
+STATIC_RULES = ("class", "methods", "async", "attributes")
+"""Those that show without running anything."""
 
 ALLOWED = (ProviderError, ModelUnavailable, MissingKey, ConfigError, PluginError)
 CLOSING_SECONDS = 5.0

@@ -20,11 +20,13 @@ from timeline.providers.address import secrets_in
 from timeline.providers.waiting import Timeouts
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from timeline.config import Config, ResolvedProvider
     from timeline.providers.base import LLMProvider
     from timeline.providers.contract import Guarded, Problem
 
-__all__ = ["SETTINGS", "Listed", "Progress", "listing", "make_provider", "validate"]
+__all__ = ["SETTINGS", "Listed", "Progress", "listing", "make", "make_provider", "validate"]
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -169,21 +171,35 @@ def make_provider(config: Config, name: str, progress: Progress | None = None) -
         NotFound, ConfigError, MissingKey: It can't be made from the configuration.
         PluginError: Its plugin can't be imported, or breaks the contract.
     """
-    resolved = config.provider(name)
+    return make(config.provider(name), config.paths.models_dir, progress)
+
+
+def make(resolved: ResolvedProvider, models_dir: Path, progress: Progress | None = None) -> LLMProvider:
+    """The provider that settings describe.
+
+    Args:
+        resolved: What `Config.provider` gave.
+        models_dir: Where embedded models lie.
+        progress: As in `make_provider`.
+
+    Raises:
+        ConfigError, MissingKey: It can't be made from these settings.
+        PluginError: Its plugin can't be imported, or breaks the contract.
+    """
     if resolved.kind == "embedded":
         from timeline.providers.embedded import EmbeddedProvider
 
         return EmbeddedProvider(
             resolved.models,
-            name=name,
-            models_dir=config.paths.models_dir,
+            name=resolved.name,
+            models_dir=models_dir,
             context=resolved.context,
             progress=progress,
         )
     if resolved.kind not in KINDS:
         return _from_plugin(resolved)
     settings: dict[str, Any] = {
-        "name": name,
+        "name": resolved.name,
         "base_url": resolved.base_url,
         "headers": resolved.headers,
         "timeouts": Timeouts(**resolved.timeouts),
