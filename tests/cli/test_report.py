@@ -1,0 +1,136 @@
+"""`timeline report`: sums that agree with the log."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.answers import answer, error, limited, stream
+from support.command import Backend, Home, Zygote
+
+TODAY = dt.datetime.now().astimezone().date()
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote, running_backend: Backend) -> Iterator[Home]:
+    """Two sessions, two models: three calls that succeed, one refused, one that breaks."""
+    path: Path = tmp_path_factory.mktemp("used") / "home"
+    with Home(path, zygote, running_backend.url) as home:
+        running_backend.says(answer("one", tokens=(10, 1)), answer("two", tokens=(20, 2)), limited())
+        home.run("ask", "first")
+        home.run("ask", "-c", "second")
+        home.run("ask", "-c", "third")
+        running_backend.says(answer("four", tokens=(30, 3)), stream("five!", error()))
+        home.run("ask", "other", "-m", "t:big")
+        home.run("ask", "-c", "again", "-m", "t:big")
+        yield home
+
+
+def rows(home: Home, *argv: str) -> list[tuple[str, int, int, int, int]]:
+    by = argv[argv.index("--by") + 1] if "--by" in argv else "day"
+    found = home.run("report", "--json", *argv).json()["rows"]
+    return [(row[by], row["calls"], row["failed"], row["input"], row["output"]) for row in found]
+
+
+def test_days_sum_up_all_calls(used: Home) -> None:
+    # The call that broke is estimated: `again` and what came before it are a few tokens.
+    ((day, calls, failed, tokens_in, tokens_out),) = rows(used)
+
+    assert (str(TODAY), 5, 2) == (day, calls, failed)
+    assert (60, 6) <= (tokens_in, tokens_out) <= (70, 8)
+
+
+def test_models_and_sessions_are_told_apart(used: Home) -> None:
+    first, second = [row["session_id"] for row in used.events("session.started")]
+
+    (big, m) = rows(used, "--by", "model")
+
+    assert (("t:big", 2, 1), ("t:m", 3, 1, 30, 3)) == (big[:3], m)
+    assert [first, second] == [row[0] for row in rows(used, "--by", "session")]
+    assert [("t", 5, 2)] == [row[:3] for row in rows(used, "--by", "provider")]
+    assert [(str(TODAY)[:7], 5, 2)] == [row[:3] for row in rows(used, "--by", "month")]
+
+
+def test_totals_are_the_sum_of_the_rows(used: Home) -> None:
+    for by in ("day", "model", "session"):
+        value = used.run("report", "--json", "--by", by).json()
+        for name in ("calls", "failed", "input", "output", "estimated", "unpriced"):
+            assert value["totals"][name] == sum(row[name] for row in value["rows"]), (by, name)
+
+
+def test_one_session_alone(used: Home) -> None:
+    value = used.run("report", "--json", "--session", "other").json()
+
+    assert 2 == value["totals"]["calls"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "calls"),
+    [
+        (("--since", "today"), 5),
+        (("--since", "0d"), 5),
+        (("--since", "7d"), 5),
+        (("--since", str(TODAY)), 5),
+        (("--since", str(TODAY + dt.timedelta(days=1))), 0),
+        (("--until", "today"), 5),
+        (("--until", "1d"), 0),
+        (("--until", "2020-01-01"), 0),
+        (("--since", "2020-01-01", "--until", "9999-12-31"), 5),
+        (("--since", "0001-01-01"), 5),
+    ],
+)
+def test_since_and_until_take_whole_days(used: Home, argv: tuple[str, ...], calls: int) -> None:
+    result = used.run("report", "--json", *argv)
+
+    assert (0, calls) == (result.code, result.json()["totals"]["calls"])
+
+
+@pytest.mark.parametrize("day", ["yesterday", "2026-13-01", "99999999999d", "²d", "", "d"])
+def test_a_day_that_can_t_be_is_refused(used: Home, day: str) -> None:
+    result = used.run("report", "--since", day)
+
+    if day:
+        assert (2, "", 1) == (result.code, result.out, len(result.err.splitlines()))
+        assert "YYYY-MM-DD" in result.err
+    else:
+        assert 0 == result.code
+
+
+def test_csv_has_a_header_and_a_line_a_group(used: Home) -> None:
+    result = used.run("report", "--csv", "--by", "model")
+
+    table = list(csv.DictReader(io.StringIO(result.out)))
+    assert ["t:big", "t:m"] == [row["model"] for row in table]
+    assert ["2", "3"] == [row["calls"] for row in table]
+
+
+def test_the_table_fits_and_marks_what_is_estimated(used: Home) -> None:
+    result = used.run("report", "--by", "model", env={"COLUMNS": "60"})
+
+    assert 0 == result.code
+    assert max(len(line) for line in result.out.splitlines()) <= 60
+    assert "t:big" in result.out
+    assert "free" in result.out
+    assert "estimates" in result.err
+
+
+def test_days_are_those_of_this_time_zone(used: Home) -> None:
+    # 26 hours apart, as far as zones go: between them there is always a midnight.
+    zones = [{"TZ": "UTC-14"}, {"TZ": "UTC+12"}]
+
+    days = {used.run("report", "--json", env=zone, fresh=True).json()["rows"][0]["day"] for zone in zones}
+
+    assert 2 == len(days)
+
+
+def test_nothing_asked_is_said(home: Home, backend: Backend) -> None:
+    backend.says(answer("x"))
+    home.run("ask", "hi")
+
+    result = home.run("report", "--until", "2020-01-01")
+
+    assert (0, "", "nothing was asked in that time\n") == (result.code, result.out, result.err)

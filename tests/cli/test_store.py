@@ -1,0 +1,144 @@
+"""`timeline store`: the file looked after from the command line."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+from support.answers import answer
+from support.command import Backend, Home
+
+PROJECTED = ("sessions", "turns", "steps", "attempts", "usage")
+
+
+@pytest.fixture
+def used(home: Home, backend: Backend) -> Home:
+    """A home with one session of one turn."""
+    backend.says(answer("The answer ", "is 42"))
+    assert 0 == home.run("ask", "a question").code
+    return home
+
+
+def flip(path: Path, text: bytes) -> None:
+    """Change one byte of that text in the file."""
+    data = bytearray(path.read_bytes())
+    data[data.index(text)] ^= 1
+    path.write_bytes(data)
+
+
+def test_path_prints_the_path_whether_or_not_it_exists(home: Home) -> None:
+    result = home.run("store", "path")
+
+    assert (0, f"{home.store}\n") == (result.code, result.out)
+    assert not home.store.exists()
+
+
+def test_verify_finds_a_whole_file_whole(used: Home) -> None:
+    count = len(used.events())
+
+    result = used.run("store", "verify")
+
+    assert (0, f"ok: {count} events in 1 sessions\n") == (result.code, result.out)
+    assert {
+        "schema_version": 1,
+        "ok": True,
+        "events": count,
+        "sessions": 1,
+        "problem": None,
+        "position": None,
+    } == used.run("store", "verify", "--json").json()
+
+
+def test_verify_names_the_position_of_one_flipped_byte(used: Home) -> None:
+    (chunk, *_) = used.events("chunk.received")
+    flip(used.store, b"The answer ")
+
+    result = used.run("store", "verify")
+    value = used.run("store", "verify", "--json")
+
+    assert (1, "", 1) == (result.code, result.out, len(result.err.splitlines()))
+    assert f"position {chunk['position']}" in result.err
+    assert (1, False, chunk["position"]) == (value.code, value.json()["ok"], value.json()["position"])
+
+
+def test_verify_finds_a_changed_prompt(used: Home) -> None:
+    # The title comes first in the file or later; all of them are changed.
+    data = used.store.read_bytes()
+    used.store.write_bytes(data.replace(b"a question", b"b question"))
+
+    assert 1 == used.run("store", "verify").code
+
+
+def test_a_damaged_page_is_one_sentence(used: Home) -> None:
+    data = bytearray(used.store.read_bytes())
+    data[4096 : 4096 * 3] = b"\xa5" * 4096 * 2
+    used.store.write_bytes(data)
+
+    for argv in (("store", "verify"), ("replay", "last"), ("report",), ("ask", "hi")):
+        result = used.run(*argv)
+        assert (1, 1) == (result.code, len(result.err.splitlines())), (argv, result.err)
+        assert "Traceback" not in result.err
+
+
+def dump(home: Home) -> list[str]:
+    with home.connect() as conn:
+        return [str([tuple(row) for row in conn.execute(f"SELECT * FROM {table}")]) for table in PROJECTED]
+
+
+def test_rebuild_leaves_the_read_models_as_they_were(used: Home) -> None:
+    before = dump(used)
+    with used.connect() as conn:
+        conn.execute("UPDATE usage SET input = 999")
+        conn.commit()
+
+    result = used.run("store", "rebuild")
+
+    assert 0 == result.code
+    assert before == dump(used)
+
+
+def test_rebuild_of_what_isn_t_there_is_said(used: Home) -> None:
+    result = used.run("store", "rebuild", "nope")
+
+    assert (6, "", 1) == (result.code, result.out, len(result.err.splitlines()))
+
+
+def test_stats_name_sizes_and_versions(used: Home) -> None:
+    value = used.run("store", "stats", "--json").json()
+
+    assert (str(used.store), len(used.events()), 1, sqlite3.sqlite_version) == (
+        value["path"],
+        value["events"],
+        value["sessions"],
+        value["sqlite_version"],
+    )
+    assert sqlite3.sqlite_version in used.run("store", "stats").out
+
+
+def test_a_backup_is_a_store_like_the_original(used: Home, tmp_path: Path) -> None:
+    target = tmp_path / "copy" / "timeline.db"
+    target.parent.mkdir()
+
+    result = used.run("store", "backup", str(target))
+
+    assert (0, "") == (result.code, result.out)
+    assert (
+        f"ok: {len(used.events())} events" in used.run("store", "verify", env={"TIMELINE_HOME": str(target.parent)}).out
+    )
+    assert 0o600 == stat.S_IMODE(target.stat().st_mode)
+
+
+def test_a_backup_overwrites_nothing(used: Home, tmp_path: Path) -> None:
+    target = tmp_path / "mine"
+    target.write_text("mine")
+
+    result = used.run("store", "backup", str(target))
+
+    assert (1, "mine", 1) == (result.code, target.read_text(), len(result.err.splitlines()))
+
+
+def test_only_the_owner_may_read_the_store(used: Home) -> None:
+    for path in used.path.glob("timeline.db*"):
+        assert 0o600 == stat.S_IMODE(path.stat().st_mode), path
