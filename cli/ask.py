@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from contextlib import aclosing
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,28 +105,35 @@ def ask(
         raise typer.Exit(end.error.exit_code)
 
 
-async def _ask(shown: _Shown, prompt: str, *, quiet: bool, **options: object) -> TurnEnd:
-    from timeline.cognition.processor import TurnEnd
-    from timeline.events import Event
-    from timeline.runtime import Timeline
+async def _ask(shown: _Shown, prompt: str, *, model: str | None, quiet: bool, **options: object) -> TurnEnd:
+    from timeline.config import load
+    from timeline.providers.pool import Providers
 
     from .progress import Fetching
 
     with Fetching(quiet=quiet) as fetching:
-        async with Timeline.open(progress=fetching, warm=str(options["model"] or "") or True) as timeline:
-            try:
-                async with aclosing(timeline.ask(prompt, **options)) as items:  # type: ignore[arg-type]
-                    async for item in items:
-                        if isinstance(item, TurnEnd):
-                            end = item
-                        elif isinstance(item, Event):
-                            shown.event(item)
-                        else:
-                            shown.delta(item)
-            finally:
-                shown.stop()
-            shown.end(end)
-            return end
+        async with Providers(load(), fetching) as providers:
+            providers.warm(model)
+            # In a thread, so that the model begins to load meanwhile: this takes longer to import than all before.
+            await asyncio.to_thread(import_module, "timeline.runtime")
+            from timeline.cognition.processor import TurnEnd
+            from timeline.events import Event
+            from timeline.runtime import Timeline
+
+            async with Timeline.open(providers=providers) as timeline:
+                try:
+                    async with aclosing(timeline.ask(prompt, model=model, **options)) as items:  # type: ignore[arg-type]
+                        async for item in items:
+                            if isinstance(item, TurnEnd):
+                                end = item
+                            elif isinstance(item, Event):
+                                shown.event(item)
+                            else:
+                                shown.delta(item)
+                finally:
+                    shown.stop()
+                shown.end(end)
+                return end
 
 
 # ------------------------------------------------------------------ what is asked

@@ -59,7 +59,7 @@ def list_(
 
 
 async def _offered(config: Config, names: list[str]) -> tuple[list[ModelInfo], list[tuple[str, TimelineError]]]:
-    from timeline.runtime import make_provider
+    from timeline.providers.plugins import make_provider
 
     async def ask(name: str) -> list[ModelInfo]:
         provider = make_provider(config, name)

@@ -190,6 +190,19 @@ class Config:
         found = (self.candidates(task) for task in tasks)
         return next((models for models in found if models), (ModelRef("embedded", "smollm2"),))
 
+    def choose(self, model: str | None) -> tuple[ModelRef, str]:
+        """The model for one direct question, and why that one, in words for the log.
+
+        Args:
+            model: What the user asked for; None for the default.
+
+        Raises:
+            ConfigError, UsageError, AmbiguousName, NotFound: See `parse_model` and `candidates`.
+        """
+        if model is not None:
+            return self.parse_model(model), "asked for"
+        return self.default_route()[0], "default route"
+
     def _refuse_foreign_choice(self, model: ModelRef, path: KeyPath) -> None:
         """A project file may pick among what the user listed and the models of the engine in this process."""
         embedded = self.settings.llm_providers.get("embedded", ProviderConfig())
@@ -260,6 +273,16 @@ class Config:
         """Whether a key is any use to a provider: to the engine in this process it isn't."""
         written = self.settings.llm_providers.get(name) or ProviderConfig()
         return (written.kind or name) != "embedded"
+
+    def needs_key(self, name: str) -> bool:
+        """Whether a provider answers nobody without a key: at its vendor's own address.
+
+        Raises:
+            NotFound, ConfigError: See `served`.
+        """
+        kind, base_url = self.served(name)
+        known = KINDS.get(kind, Kind())
+        return known.key_variable is not None and (base_url or "").rstrip("/") == known.base_url
 
     def keys(self, name: str) -> tuple[FoundKey, ...]:
         """Where a provider's key is found; the first one is used. Runs no command and asks no keyring.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 from sqlalchemy import Connection
 
 import timeline
 from timeline.cognition.processor import Ask, TextFile, TurnEnd, answer_directly, history
-from timeline.config import Config, ModelRef, load
-from timeline.errors import TimelineError, UsageError
+from timeline.config import Config, load
+from timeline.errors import UsageError
 from timeline.events import (
     CallInterrupted,
     ChunkReceived,
@@ -40,14 +39,11 @@ from timeline.projections.blocks import (
 )
 from timeline.projections.calls import Calls, OpenAttempt, open_attempts
 from timeline.projections.usage import Grouping, ReportRow, UsageProjection, report
-from timeline.providers.base import Delta, LLMProvider, Message, ModelInfo
-from timeline.providers.plugins import make_provider
+from timeline.providers.base import Delta, Message, ModelInfo
+from timeline.providers.pool import Providers
 from timeline.store import EventStore, is_alive, this_process
 
-__all__ = ["Timeline", "make_provider"]
-
-Progress = Callable[[str, int, int | None], None]
-"""Told while something is fetched: what, bytes so far, bytes in all where known."""
+__all__ = ["Timeline"]
 
 TITLE_CHARACTERS = 60
 
@@ -64,9 +60,9 @@ class Timeline:
                         print(item.text, end="")
     """
 
-    def __init__(self, store: EventStore, config: Config, clock: Clock, providers: _Providers) -> None:
+    def __init__(self, store: EventStore, clock: Clock, providers: Providers) -> None:
         self.store = store
-        self.config = config
+        self.config = config = providers.config
         self._clock = clock
         self._providers = providers
         self._prices = PriceBook(config.settings.prices, config.served)
@@ -79,40 +75,38 @@ class Timeline:
         *,
         config: Config | None = None,
         clock: Clock | None = None,
-        progress: Progress | None = None,
+        providers: Providers | None = None,
         read_only: bool = False,
-        warm: str | bool = False,
     ) -> AsyncIterator[Timeline]:
         """Open the store that the configuration names, and end what processes that died left open.
 
         Args:
             config: What `timeline.config.load` gave; by default that of the environment and working directory.
             clock: Time and ids.
-            progress: Told while a model is fetched.
+            providers: Those already open, with their configuration; the caller closes them.
             read_only: Only look; works in a folder that can't be written.
-            warm: The model that will be asked (True: the default one): if it runs in this process's care, it is
-                loaded while the store opens.
 
         Raises:
             ConfigError: The configuration is wrong.
             StoreError: The store can't be opened.
         """
-        config = config or load()
-        providers = _Providers(config, progress)
-        if warm:
-            providers.warm(None if warm is True else warm)
-        models = Projections([Calls(), UsageProjection(), Blocks()])
-        try:
-            async with EventStore.open(
-                config.paths.store, models, synchronous=config.settings.store.synchronous, read_only=read_only
-            ) as store:
-                self = cls(store, config, clock or Clock(), providers)
-                if not read_only:
-                    await self._reap()
-                yield self
-        finally:
-            # After the store: what is recorded must not wait for a model to be unloaded.
-            await asyncio.shield(providers.aclose())
+        async with AsyncExitStack() as stack:
+            if providers is None:
+                providers = await stack.enter_async_context(Providers(config or load()))
+            config = providers.config
+            # Closed before the providers: what is recorded must not wait for a model to be unloaded.
+            store = await stack.enter_async_context(
+                EventStore.open(
+                    config.paths.store,
+                    Projections([Calls(), UsageProjection(), Blocks()]),
+                    synchronous=config.settings.store.synchronous,
+                    read_only=read_only,
+                )
+            )
+            self = cls(store, clock or Clock(), providers)
+            if not read_only:
+                await self._reap()
+            yield self
 
     # -------------------------------------------------------------- asking
 
@@ -155,7 +149,7 @@ class Timeline:
         if not prompt.strip() and not files:
             msg = "there is nothing to ask: give a prompt as an argument or on standard input"
             raise UsageError(msg)
-        route, why = _route(self.config, model)
+        route, why = self.config.choose(model)
         provider = self._providers.get(route.provider)
         session_id, first = self._clock.uuid7(), None
         past: tuple[tuple[Message, MessageRef], ...] = ()
@@ -309,41 +303,3 @@ def _abandoned(conn: Connection) -> tuple[list[OpenAttempt], list[OpenTurn]]:
 def _title(prompt: str) -> str:
     line = " ".join(prompt.split())
     return line if len(line) <= TITLE_CHARACTERS else line[: TITLE_CHARACTERS - 1].rstrip() + "…"
-
-
-def _route(config: Config, model: str | None) -> tuple[ModelRef, str]:
-    """Which model, and why, in words for the log."""
-    if model is not None:
-        return config.parse_model(model), "asked for"
-    return config.default_route()[0], "default route"
-
-
-class _Providers:
-    """The providers in use, each made once, closed together."""
-
-    def __init__(self, config: Config, progress: Progress | None) -> None:
-        self._config = config
-        self._progress = progress
-        self._made: dict[str, LLMProvider] = {}
-        self._warming: asyncio.Task[None] | None = None
-
-    def get(self, name: str) -> LLMProvider:
-        """The provider of that name."""
-        if name not in self._made:
-            self._made[name] = make_provider(self._config, name, self._progress)
-        return self._made[name]
-
-    def warm(self, model: str | None) -> None:
-        """Begin to load a model of this machine; what goes wrong is left for the request to meet."""
-        with suppress(TimelineError):
-            route, _ = _route(self._config, model)
-            if self._config.provider(route.provider).kind == "embedded":
-                provider = self.get(route.provider)
-                self._warming = asyncio.create_task(provider.warm_up(route.model), name="timeline-warm-up")
-
-    async def aclose(self) -> None:
-        if self._warming is not None:
-            self._warming.cancel()
-            await asyncio.gather(self._warming, return_exceptions=True)
-        for provider in self._made.values():
-            await provider.aclose()
