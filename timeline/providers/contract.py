@@ -11,7 +11,7 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -41,6 +41,8 @@ __all__ = [
     "check_provider",
     "place",
 ]
+
+T = TypeVar("T")
 
 RULES = {
     "class": "the entry point names a class, which is made with keyword arguments",
@@ -215,6 +217,16 @@ class Boundary:
         if problem is not None:
             raise broken(self._plugin, problem)
 
+    def sound(self, found: T | Problem) -> T:
+        """What was found, unless that is a problem.
+
+        Raises:
+            PluginError: About the problem.
+        """
+        if isinstance(found, Problem):
+            raise broken(self._plugin, found)
+        return found
+
     def stop_if_asked(self) -> None:
         """Stop where the plugin was asked to and went on."""
         if _cancels() > self._asked:
@@ -235,14 +247,13 @@ class Boundary:
     def _examine(self, exc: TimelineError) -> Problem | None:
         """Errors go into the log as they are: what it couldn't hold, or mustn't, is found here."""
         name = f"{type(exc).__name__}{place(exc, self._module)}"
-        limits: Any = ()
+        fields: dict[str, Any] = {}
         try:
-            info = ErrorInfo(exc.kind, str(exc))
             if isinstance(exc, ProviderError):
-                code, status, request_id = exc.code, exc.status, exc.request_id
-                info = ErrorInfo(exc.kind, str(exc), status, code, exc.retryable, exc.retry_after, request_id)
-                limits = exc.rate_limits
-            _ERROR.decode(msgspec.json.encode((info, limits)))
+                names = ("status", "code", "retryable", "retry_after", "request_id")
+                fields = {name: getattr(exc, name) for name in names}
+                exc.rate_limits = _LIMITS.decode(msgspec.json.encode(exc.rate_limits))
+            info = _ERROR.decode(msgspec.json.encode(ErrorInfo(exc.kind, str(exc), **fields)))
         except (AttributeError, *_UNSOUND) as wrong:
             return Problem("errors", f"{name} has a field of a wrong type: {wrong}")
         if self._reveals(str(exc)):
@@ -276,16 +287,17 @@ _UNSOUND = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, Recursio
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
     type_: msgspec.json.Decoder(type_) for type_ in (Delta, UsageReport, Finish, LLMResponse, ModelInfo)
 }
-_ERROR = msgspec.json.Decoder(tuple[ErrorInfo, tuple[RateLimit, ...]])
+_ERROR = msgspec.json.Decoder(ErrorInfo)
+_LIMITS = msgspec.json.Decoder(tuple[RateLimit, ...])
 
 
-def _unsound(rule: str, value: Any) -> Problem | None:
-    """Whether a value is what its type says once it is written and read; structs check nothing when they are made."""
+def _checked(rule: str, value: T) -> T | Problem:
+    """The value as its type says, as if it had been written and read; structs check nothing when they are made."""
     try:
-        _DECODERS[type(value)].decode(msgspec.json.encode(value))
+        checked: T = _DECODERS[type(value)].decode(msgspec.json.encode(value))
     except _UNSOUND as exc:
         return Problem(rule, f"{type(value).__name__}: {exc}")
-    return None
+    return checked
 
 
 def _usage_problem(usage: Usage) -> Problem | None:
@@ -305,27 +317,29 @@ def _end_problem(reason: str, *, called: bool, reported: bool) -> Problem | None
     return None if reported else Problem("usage", "none was reported, and reports_usage isn't False")
 
 
-def _response_problem(response: object, *, reports_usage: bool) -> Problem | None:
+def _checked_response(response: object, *, reports_usage: bool) -> LLMResponse | Problem:
     if type(response) is not LLMResponse:
         return Problem("response", f"it returned {type(response).__name__}")
-    return (
-        _unsound("response", response)
-        or _usage_problem(response.usage)
-        or _end_problem(
-            response.finish_reason,
-            called=bool(response.tool_calls),
-            reported=response.usage_reported or not reports_usage,
-        )
-    )
+    checked = _checked("response", response)
+    if isinstance(checked, Problem):
+        return checked
+    called, reported = bool(checked.tool_calls), checked.usage_reported or not reports_usage
+    problem = _usage_problem(checked.usage) or _end_problem(checked.finish_reason, called=called, reported=reported)
+    return problem or checked
 
 
-def _models_problem(models: object) -> Problem | None:
+def _checked_models(models: object) -> list[ModelInfo] | Problem:
     if not isinstance(models, list):
         return Problem("models", f"it returned {type(models).__name__}")
-    foreign = [type(model).__name__ for model in models if type(model) is not ModelInfo]
-    if foreign:
-        return Problem("models", f"its list holds {foreign[0]}")
-    return next((problem for model in models if (problem := _unsound("models", model))), None)
+    found: list[ModelInfo] = []
+    for model in models:
+        if type(model) is not ModelInfo:
+            return Problem("models", f"its list holds {type(model).__name__}")
+        checked = _checked("models", model)
+        if isinstance(checked, Problem):
+            return checked
+        found.append(checked)
+    return found
 
 
 class _Answer:
@@ -338,25 +352,25 @@ class _Answer:
         self._calls: set[int] = set()
         self.finished = False
 
-    def problem(self, item: object) -> Problem | None:
-        """Take the next item; why it may not come."""
-        name = type(item).__name__
+    def take(self, found: object) -> Item | Problem:
+        """The next item, or why it may not come."""
+        name = type(found).__name__
         if self.finished:
             return Problem("finish", f"{name} came after its Finish")
-        if type(item) not in (Delta, UsageReport, Finish):
+        if type(found) not in (Delta, UsageReport, Finish):
             return Problem("items", f"it yielded {name}")
-        if problem := _unsound("items", item):
-            return problem
+        item: Item | Problem = _checked("items", cast("Item", found))
+        problem = None
         match item:
             case Delta(kind="tool_call"):
-                return self._call_problem(item)
+                problem = self._call_problem(item)
             case UsageReport():
                 self._reported = True
-                return _usage_problem(item.usage)
+                problem = _usage_problem(item.usage)
             case Finish():
                 self.finished = True
-                return _end_problem(item.reason, called=bool(self._calls), reported=self._reported)
-        return None
+                problem = _end_problem(item.reason, called=bool(self._calls), reported=self._reported)
+        return problem or item
 
     def end_problem(self) -> Problem | None:
         """Why it may not be over."""
@@ -429,7 +443,7 @@ class Guarded(LLMProvider):
                         or not item.text.isascii()
                         or item.kind not in ("text", "reasoning")
                     ):
-                        boundary.refuse(answer.problem(item))
+                        item = boundary.sound(answer.take(item))  # noqa: PLW2901  the same, of the right types
                     if task is not None and task.cancelling() > asked:
                         boundary.stop_if_asked()
                     yield item
@@ -447,10 +461,10 @@ class Guarded(LLMProvider):
         """
         boundary = self._boundary()
         with boundary:
-            response: LLMResponse = await self.provider.make_request(request)
+            response = await self.provider.make_request(request)
             boundary.stop_if_asked()
-            boundary.refuse(_response_problem(response, reports_usage=self.reports_usage))
-            return msgspec.structs.replace(response, provider=self.name)
+            checked = boundary.sound(_checked_response(response, reports_usage=self.reports_usage))
+            return msgspec.structs.replace(checked, provider=self.name)
 
     async def get_available_models(self) -> list[ModelInfo]:
         """The plugin's list, under the configured name; see `LLMProvider.get_available_models`.
@@ -461,8 +475,7 @@ class Guarded(LLMProvider):
         """
         boundary = self._boundary()
         with boundary:
-            models = await self.provider.get_available_models()
-            boundary.refuse(_models_problem(models))
+            models = boundary.sound(_checked_models(await self.provider.get_available_models()))
             return [msgspec.structs.replace(model, provider=self.name) for model in models]
 
     async def warm_up(self, model: str | None = None) -> None:
