@@ -80,7 +80,7 @@ def _root(
 
 
 def _register() -> None:
-    from . import ask, config, models, plugins, replay, report, sessions, store
+    from . import ask, config, keys, models, plugins, providers, replay, report, sessions, store
 
     app.command("ask")(ask.ask)
     app.command("replay")(replay.replay)
@@ -88,6 +88,8 @@ def _register() -> None:
     app.add_typer(sessions.app, name="sessions")
     app.add_typer(store.app, name="store")
     app.add_typer(models.app, name="models")
+    app.add_typer(providers.app, name="providers")
+    app.add_typer(keys.app, name="keys")
     app.add_typer(plugins.app, name="plugins")
     app.add_typer(config.app, name="config")
     app.command("paths")(config.paths)

@@ -1,27 +1,43 @@
-"""`timeline models`: what can be asked, and fetching an embedded model ahead of its first use."""
+"""`timeline models`: what can be asked, side by side; fetching an embedded model, and loading any ahead of its first use."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Annotated
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
+from msgspec import Struct
 
-from timeline.errors import TimelineError
+from timeline.errors import NotFound, TimelineError
 
 from . import output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from timeline.config import Config
+    from timeline.config import Config, ModelRef
+    from timeline.llm.pricing import ListPrice
     from timeline.providers.base import ModelInfo
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List the models that can be asked, and fetch the embedded ones.", no_args_is_help=True)
+app = typer.Typer(
+    help="List the models that can be asked, fetch the embedded ones, load them ahead.", no_args_is_help=True
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+ABILITIES = ("tools", "schema", "images", "reasoning")
+
+
+class _Offer(Struct, frozen=True):
+    """A model and its price."""
+
+    model: ModelInfo
+    price: ListPrice
 
 
 @app.command("list")
@@ -30,55 +46,184 @@ def list_(
         list[str] | None, typer.Argument(metavar="[PROVIDER]...", help="Whose; all enabled ones by default.")
     ] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List the models that can be asked now, provider by provider."""
+    """List the models that can be asked now, provider by provider; prices are US dollars per million tokens."""
     from timeline.config import load
 
     from .app import wait_for
 
     config = load()
-    names = providers or list(config.providers)
-    found, failures = wait_for(_offered(config, names))
+    names = list(dict.fromkeys(providers or config.providers))
+    offers, failures = wait_for(_offered(config, names))
     if as_json:
         output.emit_json(
             {
-                "models": [msgspec.to_builtins(model) for model in found],
-                "unavailable": [{"provider": name, "message": str(exc)} for name, exc in failures],
+                "models": [_offer_object(offer) for offer in offers],
+                "unavailable": [
+                    {"provider": name, "kind": exc.kind, "message": str(exc)} for name, exc in failures.items()
+                ],
             }
         )
-        return
-    for model in found:
-        details = [f"{model.context:,} tokens"] if model.context else []
-        details += ["on this machine"] if model.local else []
-        sys.stdout.write("  ".join([f"{model.provider}:{model.id}", *details]) + "\n")
-    for _, exc in failures:
-        output.notice(str(exc))
-    if providers and len(failures) == len(providers):
-        raise failures[0][1]
+    elif offers:
+        header = ("model", "context", "input", "output", "can", "runs")
+        lines = output.columns([header, *map(_line, offers)], right=(1, 2, 3))
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+    if not as_json:
+        for exc in failures.values():
+            output.notice(str(exc))
+    if providers and len(failures) == len(names):
+        # With --json it has been said; what is left to tell is the exit code.
+        exc = next(iter(failures.values()))
+        raise typer.Exit(exc.exit_code) if as_json else exc
 
 
-async def _offered(config: Config, names: list[str]) -> tuple[list[ModelInfo], list[tuple[str, TimelineError]]]:
+async def _offered(config: Config, names: list[str]) -> tuple[list[_Offer], dict[str, TimelineError]]:
+    from timeline.llm.pricing import PriceBook
     from timeline.providers.plugins import make_provider
 
-    async def ask(name: str) -> list[ModelInfo]:
-        provider = make_provider(config, name)
+    prices = PriceBook(config.settings.prices, config.served)
+    now = time.time_ns() // 1000
+
+    async def ask(name: str) -> list[_Offer]:
+        provider = await asyncio.to_thread(make_provider, config, name)
         try:
-            return await provider.get_available_models()
+            models = await provider.get_available_models()
         finally:
             await provider.aclose()
+        for model in models:
+            await prices.ready(name, model.id, local=model.local)
+        return [_Offer(model, prices.listed(name, model.id, local=model.local, at=now)) for model in models]
 
-    answers = await asyncio.gather(*(ask(name) for name in names), return_exceptions=True)
-    found: list[ModelInfo] = []
-    failures: list[tuple[str, TimelineError]] = []
+    answers = await asyncio.gather(*map(ask, names), return_exceptions=True)
+    offers: list[_Offer] = []
+    failures: dict[str, TimelineError] = {}
     for name, answer in zip(names, answers, strict=True):
         if isinstance(answer, TimelineError):
-            failures.append((name, answer))
+            failures[name] = answer
         elif isinstance(answer, BaseException):
             raise answer
         else:
-            found += answer
-    return found, failures
+            offers += sorted(answer, key=lambda offer: offer.model.id)
+    return offers, failures
+
+
+def _line(offer: _Offer) -> tuple[str, ...]:
+    model, price = offer.model, offer.price
+    context = model.context or price.context
+    can = model.capabilities
+    if price.rates is None:
+        amounts = ("free", "free") if price.state == "free" else ("?", "?")
+    else:
+        amounts = (_dollars(price.rates.input, price), _dollars(price.rates.output, price))
+    return (
+        f"{model.provider}:{model.id}",
+        f"{context:,}" if context else "?",
+        *amounts,
+        "?" if can is None else " ".join(name for name in ABILITIES if getattr(can, name)) or "–",
+        "here" if model.local else "elsewhere",
+    )
+
+
+def _dollars(rate: Decimal | None, price: ListPrice) -> str:
+    if rate is None:
+        return "–"
+    cents = Decimal("0.01")
+    amount = rate.quantize(cents) if rate == rate.quantize(cents) else rate.normalize()
+    return f"${amount:f}{'+' if price.rises else ''}"
+
+
+def _offer_object(offer: _Offer) -> dict[str, Any]:
+    model, price = offer.model, offer.price
+    rates = {
+        f"{name}_per_million": None if rate is None else float(rate)
+        for name, rate in (
+            ((name, getattr(price.rates, name)) for name in price.rates.__struct_fields__) if price.rates else ()
+        )
+    }
+    can = model.capabilities
+    return {
+        "id": model.id,
+        "provider": model.provider,
+        "context": model.context or price.context,
+        "context_source": "provider" if model.context else price.context and "genai-prices",
+        "max_output": model.max_output,
+        "local": model.local,
+        "digest": model.digest,
+        "capabilities": can and {name: getattr(can, name) for name in ("streaming", *ABILITIES)},
+        "price": {
+            "state": price.state,
+            **rates,
+            "rises": price.rises,
+            "table": price.table,
+            "table_version": price.table_version,
+            "entry": price.entry,
+        },
+    }
+
+
+@app.command()
+def warm(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="As provider:model; the default one if none is named.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Load a model, or open the way to it, ahead of its first use, and say how long that took."""
+    from timeline.config import load
+
+    from .app import wait_for
+
+    config = load()
+    route, _ = config.choose(model)
+    seconds, kind = wait_for(_warm(config, route))
+    stays, said = {
+        # Neither is hidden: both would look as if the next question had to be quicker than it is.
+        "embedded": (False, "It runs in the process that asks, so each loads it anew; its file is in memory now."),
+        "ollama": (True, "Ollama keeps it loaded for a while (OLLAMA_KEEP_ALIVE, 5 minutes unless set)."),
+    }.get(
+        kind, (False, "A connection lasts as long as the command that opened it: this only shows that it can be had.")
+    )
+    if as_json:
+        output.emit_json({"model": str(route), "seconds": seconds, "stays_loaded": stays, "message": said})
+        return
+    done = "loaded" if kind in ("embedded", "ollama") else "reached"
+    sys.stdout.write(f"{route} {done} in {seconds:.2f} s. {said}\n")
+
+
+async def _warm(config: Config, route: ModelRef) -> tuple[float, str]:
+    """How long it took, and the kind of the provider.
+
+    Raises:
+        NotFound: It has no such model.
+        TimelineError: It can't be loaded or reached; `LLMProvider.warm_up` alone would keep that to itself.
+    """
+    from timeline.providers.base import LLMRequest
+    from timeline.providers.embedded import EmbeddedProvider
+    from timeline.providers.plugins import make_provider
+
+    from .progress import Fetching
+
+    kind, _ = config.served(route.provider)
+    with Fetching() as fetching:
+        provider = await asyncio.to_thread(make_provider, config, route.provider, fetching)
+        try:
+            if isinstance(provider, EmbeddedProvider):
+                started = time.perf_counter()
+                await provider.load(route.model)
+                return time.perf_counter() - started, kind
+            started = time.perf_counter()
+            known = {model.id for model in await provider.get_available_models()}
+            if kind == "ollama" and not known & {route.model, f"{route.model}:latest"}:
+                msg = f"{route.provider} has no {route.model}: fetch it with 'ollama pull {route.model}'"
+                raise NotFound(msg)
+            if kind == "ollama" and provider.is_local(route.model):
+                # Without a message it loads the model and says nothing; unlike `warm_up` it tells what goes wrong.
+                await provider.make_request(LLMRequest(route.model, ()))
+            return time.perf_counter() - started, kind
+        finally:
+            await provider.aclose()
 
 
 @app.command()

@@ -16,7 +16,20 @@ from timeline.errors import TimelineError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["emit_json", "fail", "json_errors", "notice", "seconds", "stderr", "stdout", "table_csv", "usd", "when"]
+__all__ = [
+    "columns",
+    "emit_json",
+    "fail",
+    "json_errors",
+    "notice",
+    "seconds",
+    "short_path",
+    "stderr",
+    "stdout",
+    "table_csv",
+    "usd",
+    "when",
+]
 
 SCHEMA_VERSION = 1
 
@@ -80,6 +93,18 @@ def table_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     writer.writerows(rows)
 
 
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Rows as lines with aligned columns, the same on a terminal and in a pipe; `right`: which are aligned right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
 # ------------------------------------------------------------------ values for people
 
 
@@ -101,6 +126,14 @@ def usd(nano: int) -> str:
     if value == 0 or value >= 0.995:  # noqa: PLR2004
         return f"${value:.2f}"
     return f"${value:.2g}" if value >= 0.0001 else f"${value:.7f}".rstrip("0")  # noqa: PLR2004
+
+
+def short_path(path: str) -> str:
+    """A path with `~` for the home directory."""
+    from pathlib import Path
+
+    home = f"{Path.home()}/"
+    return f"~/{path.removeprefix(home)}" if path.startswith(home) else path
 
 
 def when(microseconds: int) -> str:
