@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from msgspec import Struct
@@ -103,8 +103,8 @@ async def answer_directly(
     turn_id, step_id = clock.short_id(), clock.short_id()
     started = clock.monotonic()
 
-    def enqueue(*facts: EventData, contents: Sequence[str] = ()) -> asyncio.Future[list[Event]]:
-        events = [
+    def new(*facts: EventData) -> list[NewEvent]:
+        return [
             NewEvent(
                 session_id=ask.session_id,
                 data=data,
@@ -115,39 +115,32 @@ async def answer_directly(
             )
             for data in facts
         ]
-        return store.enqueue(events, contents=contents)
 
     def elapsed() -> int:
         return int((clock.monotonic() - started) * 1_000_000)
 
-    opening, message, bodies = _opening(ask)
-    # Not awaited: the call's first event follows in the same transaction.
-    begun: asyncio.Future[list[Event]] | None = enqueue(
-        *((ask.first,) if ask.first else ()), opening, StepStarted("answer"), contents=bodies
-    )
-    request, context = _call(ask, message, opening, turn_id, step_id)
+    turn, message, bodies = _opening(ask)
+    opening = new(*((ask.first,) if ask.first else ()), turn, StepStarted("answer"))
+    request, context = _call(ask, message, turn, turn_id, step_id)
     ended: asyncio.Future[list[Event]] | None = None
     result: TurnEnd | None = None
     try:
-        async with aclosing(manager.stream(provider, request, context)) as items:
+        call = manager.stream(provider, request, context, opening=opening, contents=bodies)
+        async with aclosing(call) as items:
             async for item in items:
-                if begun is not None and begun.done():
-                    for event in begun.result():
-                        yield event
-                    begun = None
                 if not isinstance(item, CallEnd):
                     yield item
                     continue
                 # Enqueued before the call's own end is awaited: both are one transaction.
                 if isinstance(item.data, ResponseCompleted):
-                    ended = enqueue(StepCompleted(elapsed()), TurnCompleted(item.call_id, elapsed()))
+                    ended = store.enqueue(new(StepCompleted(elapsed()), TurnCompleted(item.call_id, elapsed())))
                 else:
                     error = item.data.error
-                    ended = enqueue(StepFailed(error, elapsed()), TurnFailed(error, elapsed()))
+                    ended = store.enqueue(new(StepFailed(error, elapsed()), TurnFailed(error, elapsed())))
                 result = TurnEnd(turn_id, item.text, item.error)
     except (asyncio.CancelledError, GeneratorExit) as exc:
         if ended is None:
-            enqueue(TurnInterrupted(interrupt_reason(exc), elapsed()))
+            store.enqueue(new(TurnInterrupted(interrupt_reason(exc), elapsed())))
         raise
     if ended is not None and result is not None:
         for event in await asyncio.shield(ended):

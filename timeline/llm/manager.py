@@ -95,9 +95,22 @@ class LLMManager:
         self._prices = prices or PriceBook()
 
     async def stream(
-        self, provider: LLMProvider, request: LLMRequest, context: CallContext
+        self,
+        provider: LLMProvider,
+        request: LLMRequest,
+        context: CallContext,
+        *,
+        opening: Sequence[NewEvent] = (),
+        contents: Sequence[str] = (),
     ) -> AsyncGenerator[Delta | Event | CallEnd]:
         """Make one call.
+
+        Args:
+            provider: Whom to ask.
+            request: What.
+            context: Where it belongs.
+            opening: What `request.sent` follows from; both are recorded, or neither.
+            contents: Bodies that `opening` and the context's messages refer to.
 
         Yields:
             Deltas as they arrive, the recorded events as they are committed, and a `CallEnd`.
@@ -107,7 +120,7 @@ class LLMManager:
         """
         attempt = _Attempt(self._store, self._clock, self._prices, provider, request, context)
         try:
-            async for event in attempt.begin():
+            async for event in attempt.begin(opening, contents):
                 yield event
             source = provider.stream_request(request) if context.stream else _batch(provider, request)
             async with aclosing(source) as items:  # type: ignore[type-var]
@@ -196,11 +209,11 @@ class _Attempt:
 
     # -------------------------------------------------------------- beginning
 
-    async def begin(self) -> AsyncIterator[Event]:
-        """Commit `request.sent`."""
+    async def begin(self, opening: Sequence[NewEvent], contents: Sequence[str]) -> AsyncIterator[Event]:
+        """Commit `request.sent`, and what it follows from."""
         request, context = self._request, self._context
         tools = msgspec.json.encode(request.tools).decode() if request.tools else None
-        params = _params(request)
+        params = _params(request, private=context.private)
         shape = (self._provider.name, request.model, context.messages, params, tools)
         sent = RequestSent(
             attempt=self._number,
@@ -216,9 +229,14 @@ class _Attempt:
             request_digest=None if context.private else content_digest(msgspec.json.encode(shape)),
             local=self._local,
         )
+        bodies = (*contents, tools) if tools and not context.private else contents
         self._sent = True
-        future = self._enqueue(sent, contents=(tools,) if tools and not context.private else ())
-        for event in await asyncio.shield(future):
+        try:
+            recorded = await asyncio.shield(self._store.enqueue([*opening, self._new(sent)], contents=bodies))
+        except StoreError:
+            self._sent = False
+            raise
+        for event in recorded:
             yield event
         self._prices.expect(self._provider.name, request.model, local=self._local)
         self._sent_at = self._clock.now()
@@ -244,7 +262,6 @@ class _Attempt:
             self._characters += len(text)
             if now >= self._due or self._characters >= WINDOW_CHARACTERS:
                 self.flush()
-                self._due = now + WINDOW_SECONDS
             elif self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(WINDOW_SECONDS, self.flush)
             return True
@@ -261,6 +278,7 @@ class _Attempt:
             self._timer = None
         if not self._texts:
             return
+        self._due = self._clock.monotonic() + WINDOW_SECONDS
         if not self._context.private:
             chunk = ChunkReceived(
                 first=self._first_index,
@@ -361,8 +379,11 @@ class _Attempt:
     def _time_to_first_token(self) -> int | None:
         return None if self._first_delta is None else int((self._first_delta - self._started) * 1_000_000)
 
-    def _enqueue(self, data: EventData, contents: Sequence[str] = ()) -> asyncio.Future[list[Event]]:
-        event = NewEvent(
+    def _enqueue(self, data: EventData) -> asyncio.Future[list[Event]]:
+        return self._store.enqueue([self._new(data)])
+
+    def _new(self, data: EventData) -> NewEvent:
+        return NewEvent(
             session_id=self._context.session_id,
             data=data,
             event_id=self._clock.uuid7(),
@@ -372,7 +393,6 @@ class _Attempt:
             step_id=None if isinstance(data, ChunkReceived) else self._context.step_id,
             call_id=self._call_id,
         )
-        return self._store.enqueue([event], contents=contents)
 
 
 async def _batch(provider: LLMProvider, request: LLMRequest) -> AsyncIterator[Item]:
@@ -401,9 +421,10 @@ def _tool_fragment(delta: Delta) -> str:
     return msgspec.json.encode({key: value for key, value in fragment.items() if value is not None}).decode()
 
 
-def _params(request: LLMRequest) -> dict[str, Any]:
-    """What was asked for beside messages and tools, where it isn't the default."""
-    names = ("temperature", "max_tokens", "stop", "seed", "tool_choice", "response_schema", "reasoning", "extra")
+def _params(request: LLMRequest, *, private: bool) -> dict[str, Any]:
+    """What was asked for beside messages and tools, where it isn't the default; of a private call no words of the user's."""
+    names = ["temperature", "max_tokens", "seed", "reasoning"]
+    names += [] if private else ["stop", "tool_choice", "response_schema", "extra"]
     return {name: value for name in names if (value := getattr(request, name)) not in (None, (), {})}
 
 
