@@ -389,14 +389,15 @@ def _look(path: Path, *, read_only: bool = False) -> str | None:
 
 def _make_ready(path: Path, models: ReadModels, synchronous: Synchronous) -> None:
     """Bring file and projections to this release, whoever else starts at the same moment."""
-    sqlite.create_file(path)
+    sqlite.make_folder(path)
     with mapped_errors(path), sqlite.start_lock(path):
         revision = _look(path)
         if revision is not None and revision != schema.HEAD:
             _migrate(path)
+        if revision is None:
+            sqlite.make_private(path)
         with sqlite.connect(path, synchronous=synchronous) as conn:
             if revision is None:
-                path.chmod(0o600)
                 schema.create(conn)
                 schema.stamp(conn)
             models.prepare(conn, lambda after, limit: _read(conn, after, limit))

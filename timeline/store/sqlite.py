@@ -34,7 +34,8 @@ __all__ = [
     "address",
     "checkpoints_are_safe",
     "connect",
-    "create_file",
+    "make_folder",
+    "make_private",
     "mapped_errors",
     "plain",
     "reader",
@@ -147,17 +148,34 @@ def plain(path: Path, *, read_only: bool = False) -> Iterator[sqlite3.Connection
         connection.close()
 
 
-def create_file(path: Path) -> None:
-    """Make the file, and the folders above it, with modes 0600 and 0700; keep what exists.
+def make_folder(path: Path) -> None:
+    """Make the folders above the file that don't exist, with mode 0700.
 
     Raises:
-        StoreReadOnly: The folder can't be made or written.
+        StoreReadOnly: One can't be made.
     """
     try:
         missing = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
         for parent in reversed(missing):
             parent.mkdir(mode=0o700, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as exc:
+        raise unreachable(path, exc) from exc
+
+
+def make_private(path: Path) -> None:
+    """Give a file that is to become a store mode 0600, and make it if there is none; under `start_lock`.
+
+    A file that may be in use is never opened here: closing it would drop the locks that SQLite holds in
+    this process (https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
+
+    Raises:
+        StoreReadOnly: It can't be made.
+    """
+    try:
+        if path.exists():
+            path.chmod(0o600)
+        else:
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as exc:
         raise unreachable(path, exc) from exc
 
