@@ -263,7 +263,7 @@ def _arguments(resolved: ResolvedProvider, parameters: Mapping[str, inspect.Para
         del given[name]
     for name in [name for name, required in declared.items() if required and name not in given]:
         if name == "api_key":
-            msg = f"{resolved.name} needs an API key: set {entry}.api_key"
+            msg = f"{resolved.name} needs an API key: set {entry}.api_key or run 'timeline keys set {resolved.name}'"
             raise MissingKey(msg)
         if name not in EMPTY:
             msg = f"{entry}{'' if name in SETTINGS else '.options'}.{name}: set it, the plugin {plugin} needs it"
