@@ -121,14 +121,14 @@ def paths(*, as_json: AsJson = False) -> None:
         output.emit_json(
             {
                 "paths": {
-                    name: {"path": str(place), "exists": place.exists()} if place else None
+                    name: {"path": str(place), "exists": os.access(place, os.F_OK)} if place else None
                     for name, place in places.items()
                 }
             }
         )
         return
     for name, place in places.items():
-        missing = "" if place and place.exists() else "  (not there)"
+        missing = "" if place and os.access(place, os.F_OK) else "  (not there)"
         sys.stdout.write(f"{name:<12}  {place}{missing}\n" if place else f"{name:<12}  none\n")
 
 
