@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -373,20 +374,25 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-async def test_what_belongs_to_somebody_else_is_named_in_one_sentence() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        outer = Path(folder)
-        outer.chmod(0o711)
-        closed, listed = outer / "closed" / "timeline.db", outer / "listed" / "timeline.db"
-        await appended(closed)
-        await appended(listed)
-        listed.parent.chmod(0o755)
+async def test_what_belongs_to_somebody_else_is_named_in_one_sentence(passable: Path) -> None:
+    closed, listed = passable / "closed" / "timeline.db", passable / "listed" / "timeline.db"
+    await appended(closed)
+    await appended(listed)
+    listed.parent.chmod(0o755)
 
-        done = await asyncio.to_thread(alone, NOBODY, closed, listed, listed.parent / "new.db")
+    done = await asyncio.to_thread(alone, NOBODY, closed, listed, listed.parent / "new.db")
 
     errors = done.stdout.splitlines()
     assert 3 == len(errors), done.stderr
     assert all(error.startswith("StoreReadOnly the store ") for error in errors), errors
+
+
+@pytest.fixture
+def passable() -> Iterator[Path]:
+    """A folder that everybody may pass through."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
 
 
 # ------------------------------------------------------------------ busy
