@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, NoReturn
 
 from msgspec import Struct
@@ -332,7 +333,7 @@ def _boundary(provider: Any) -> Boundary:
 
 
 def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
-    """As `asyncio.run`, but for a task that can't be cancelled: that one is left behind, not waited for."""
+    """As `asyncio.run`, which would wait for ever for a task that can't be cancelled."""
     loop = asyncio.new_event_loop()
     try:
         loop.run_until_complete(work)
@@ -342,6 +343,11 @@ def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
             task.cancel()
         if left:
             left = loop.run_until_complete(asyncio.wait(left, timeout=1.0))[1]
+        for task in left:
+            # What it thinks of its end can't matter any more.
+            with suppress(Exception):
+                task.get_coro().close()
+            loop.set_exception_handler(lambda *_: None)
         if not left:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -209,6 +210,19 @@ def test_plugin_that_breaks_a_rule_fails_the_call_and_is_recorded(
     assert [end["data"]["error"]] == [row["data"]["error"] for row in home.events("turn.failed")]
     assert KEY not in result.err
     assert KEY.encode() not in home.bytes()
+
+
+def test_ctrl_c_reaches_a_plugin_and_is_recorded(home: Home, site: Site) -> None:
+    site.install(
+        "slow", GOOD.replace('yield Delta("Hello")', 'yield Delta("Hello"); await __import__("asyncio").sleep(3600)')
+    )
+
+    process = home.start("ask", "-m", "slow:m", "hi", env={"PYTHONPATH": str(site.path)})
+    process.read_until("Hello")
+    process.send(signal.SIGINT)
+
+    assert 130 == process.wait()
+    assert ("call.interrupted", "sigint") == (home.end()["type"], home.end()["data"]["reason"])
 
 
 def test_plugin_that_cant_be_imported_stops_nothing_but_itself(home: Home, site: Site) -> None:

@@ -66,7 +66,8 @@ class Listed(Struct, frozen=True):
 
 def listing() -> list[Listed]:
     """All installed plugins. Providers are imported, so that one that can't be is listed with the reason."""
-    providers = [_examined(entry) for entry in installed(PROVIDERS)]
+    entries = installed(PROVIDERS)
+    providers = [_examined(entry, entries) for entry in entries]
     return providers + [Listed(e.name, "tool", e.value, e.distribution, e.version) for e in installed(TOOLS)]
 
 
@@ -82,42 +83,43 @@ def validate(name: str) -> Listed:
     from timeline.providers.contract import check_class
 
     if name not in KINDS:
-        return _examined(_find(name))
+        return _examined(*_find(name))
     found = _built_in_class(name)
     value = f"{found.__module__}:{found.__qualname__}"
     return Listed(name, "provider", value, "llm-timeline", timeline.__version__, None, tuple(check_class(found)))
 
 
-def _find(name: str) -> EntryPoint:
+def _find(name: str) -> tuple[EntryPoint, list[EntryPoint]]:
+    """The entry point of that name, and all there are."""
     entries = installed(PROVIDERS)
     for entry in entries:
         if entry.name == name:
-            return entry
+            return entry, entries
     known = ", ".join(entry.name for entry in entries)
     there = f"there is only {known}" if known else "none is installed"
     msg = f'there is no provider plugin "{name}" ({there}): install the distribution that brings it, {GUIDE}'
     raise NotFound(msg)
 
 
-def _examined(entry: EntryPoint) -> Listed:
+def _examined(entry: EntryPoint, entries: list[EntryPoint]) -> Listed:
     from timeline.providers.contract import broken, check_class
 
     problems: tuple[Problem, ...] = ()
     try:
-        problems = tuple(check_class(_import(entry)))
+        problems = tuple(check_class(_import(entry, entries)))
         reason = str(broken(entry.name, problems[0])) if problems else None
     except PluginError as exc:
         reason = str(exc)
     return Listed(entry.name, "provider", entry.value, entry.distribution, entry.version, reason, problems)
 
 
-def _import(entry: EntryPoint) -> Any:
+def _import(entry: EntryPoint, entries: list[EntryPoint]) -> Any:
     """What the entry point names, imported and not yet checked.
 
     Raises:
         PluginError: It can't be, or its name stands for something else, too.
     """
-    rivals = [other.distribution for other in installed(PROVIDERS) if other.name == entry.name]
+    rivals = [other.distribution for other in entries if other.name == entry.name]
     if entry.name in KINDS or ":" in entry.name:
         why = "is built in" if entry.name in KINDS else "holds a colon"
         msg = f"the plugin {entry.name} of {entry.distribution} can't be used, as that name {why}: its author has to rename it"
@@ -227,7 +229,7 @@ def _from_plugin(resolved: ResolvedProvider) -> Guarded:
     from timeline.providers.contract import Boundary, Guarded, broken, check_class
 
     plugin = resolved.kind
-    found = _import(_find(plugin))
+    found = _import(*_find(plugin))
     for problem in check_class(found):
         raise broken(plugin, problem)
     texts = {option: value for option, value in resolved.options.items() if isinstance(value, str)}
