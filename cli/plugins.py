@@ -49,7 +49,7 @@ def validate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A provider plugin, or a built-in kind of provider.")],
     *,
     live: Annotated[
-        bool, typer.Option("--live", help="Ask a model, too: about a dozen short requests, which may cost money.")
+        bool, typer.Option("--live", help="Ask a model, too: about ten requests, which may cost money.")
     ] = False,
     model: Annotated[
         str | None,
