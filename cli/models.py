@@ -32,6 +32,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 ABILITIES = ("tools", "schema", "images", "reasoning")
 
+WARMED = {
+    "process": "It runs in the process that asks, so each loads it anew; its file is in memory now.",
+    "server": "Ollama keeps it loaded for a while (OLLAMA_KEEP_ALIVE, 5 minutes unless set).",
+    "elsewhere": "A connection lasts as long as the command that opened it: this only shows that it can be had.",
+}
+"""What a warm model is good for; without it, the next question would look as if it had to be quicker than it is."""
+
 
 class _Offer(Struct, frozen=True):
     """A model and its price."""
@@ -177,23 +184,17 @@ def warm(
 
     config = load()
     route, _ = config.choose(model)
-    seconds, kind = wait_for(_warm(config, route))
-    stays, said = {
-        # Neither is hidden: both would look as if the next question had to be quicker than it is.
-        "embedded": (False, "It runs in the process that asks, so each loads it anew; its file is in memory now."),
-        "ollama": (True, "Ollama keeps it loaded for a while (OLLAMA_KEEP_ALIVE, 5 minutes unless set)."),
-    }.get(
-        kind, (False, "A connection lasts as long as the command that opened it: this only shows that it can be had.")
-    )
+    seconds, where = wait_for(_warm(config, route))
+    said = WARMED[where]
     if as_json:
-        output.emit_json({"model": str(route), "seconds": seconds, "stays_loaded": stays, "message": said})
+        output.emit_json({"model": str(route), "seconds": seconds, "stays_loaded": where == "server", "message": said})
         return
-    done = "loaded" if kind in ("embedded", "ollama") else "reached"
+    done = "reached" if where == "elsewhere" else "loaded"
     sys.stdout.write(f"{route} {done} in {seconds:.2f} s. {said}\n")
 
 
 async def _warm(config: Config, route: ModelRef) -> tuple[float, str]:
-    """How long it took, and the kind of the provider.
+    """How long it took, and where the model is: a key of `WARMED`.
 
     Raises:
         NotFound: It has no such model.
@@ -212,16 +213,17 @@ async def _warm(config: Config, route: ModelRef) -> tuple[float, str]:
             if isinstance(provider, EmbeddedProvider):
                 started = time.perf_counter()
                 await provider.load(route.model)
-                return time.perf_counter() - started, kind
+                return time.perf_counter() - started, "process"
             started = time.perf_counter()
             known = {model.id for model in await provider.get_available_models()}
             if kind == "ollama" and not known & {route.model, f"{route.model}:latest"}:
                 msg = f"{route.provider} has no {route.model}: fetch it with 'ollama pull {route.model}'"
                 raise NotFound(msg)
-            if kind == "ollama" and provider.is_local(route.model):
-                # Without a message it loads the model and says nothing; unlike `warm_up` it tells what goes wrong.
-                await provider.make_request(LLMRequest(route.model, ()))
-            return time.perf_counter() - started, kind
+            if kind != "ollama" or not provider.is_local(route.model):
+                return time.perf_counter() - started, "elsewhere"
+            # Without a message it loads the model and says nothing; unlike `warm_up` it tells what goes wrong.
+            await provider.make_request(LLMRequest(route.model, ()))
+            return time.perf_counter() - started, "server"
         finally:
             await provider.aclose()
 

@@ -1,0 +1,173 @@
+"""`timeline models`: side by side with their prices, and loaded ahead."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command import Backend, Home
+from support.loopback import Reply, Request, free_port
+
+OLLAMA = {
+    "/api/tags": {
+        "models": [
+            {"model": "llama3.1:latest", "digest": "46e0c10c039e"},
+            {"model": "gpt-oss:120b-cloud", "remote_host": "https://ollama.com", "digest": "bc4c4ce4f2ae"},
+        ]
+    },
+    "/api/show": {"model_info": {"llama.context_length": 131072}, "capabilities": ["completion", "tools"]},
+    "/api/chat": {
+        "model": "llama3.1",
+        "message": {"role": "assistant", "content": ""},
+        "done": True,
+        "done_reason": "load",
+    },
+}
+
+
+def ollama(request: Request) -> Reply:
+    return Reply.json(OLLAMA[request.path]) if request.path in OLLAMA else Reply(status=200, framing="length")
+
+
+def configure(home: Home, *, prices: dict[str, Any] | None = None, **providers: Any) -> None:
+    silent = {name: {"enabled": False} for name in ("embedded", "ollama")}
+    settings = {"llm_providers": {**silent, **providers}, "prices": prices or {}}
+    (home.path / "config.yaml").write_text(json.dumps(settings))
+
+
+# ------------------------------------------------------------------ list
+
+
+def test_list_shows_models_of_all_providers_side_by_side(home: Home, backend: Backend) -> None:
+    configure(
+        home,
+        prices={"mine:llama3.1:latest": {"input_per_million": 0.075, "output_per_million": 3}},
+        ollama={"base_url": home.url},
+        mine={"kind": "ollama", "base_url": home.url, "local": False},
+        down={"kind": "openai", "base_url": f"http://127.0.0.1:{free_port()}/v1"},
+    )
+    backend.says(ollama)
+    done = home.run("models", "list")
+
+    assert 0 == done.code
+    assert [
+        "model                      context   input  output  can           runs",
+        "ollama:gpt-oss:120b-cloud  131,072       ?       ?  tools schema  elsewhere",
+        "ollama:llama3.1:latest     131,072    free    free  tools schema  here",
+        "mine:gpt-oss:120b-cloud    131,072       ?       ?  tools schema  elsewhere",
+        "mine:llama3.1:latest       131,072  $0.075   $3.00  tools schema  elsewhere",
+    ] == done.out.splitlines()
+    assert done.err.startswith("down can't be reached at ")
+
+
+def test_list_takes_prices_and_contexts_from_the_table_where_the_provider_tells_none(
+    home: Home, backend: Backend
+) -> None:
+    configure(home, openai={"base_url": home.url, "api_key": "sk-0123456789"})
+    backend.says(Reply.json({"data": [{"id": "o3"}, {"id": "gpt-4o"}, {"id": "my-finetune"}]}))
+    lines = home.run("models", "list", "openai").out.splitlines()
+    models = {model["id"]: model for model in home.run("models", "list", "openai", "--json").json()["models"]}
+
+    # $2.50 and $10.00, $2.00 and $8.00 a million: https://openai.com/api/pricing
+    assert ["openai:gpt-4o", "128,000", "$2.50", "$10.00", "?", "elsewhere"] == lines[1].split()
+    assert ["openai:my-finetune", "?", "?", "?", "?", "elsewhere"] == lines[2].split()
+    assert ["openai:o3", "200,000", "$2.00", "$8.00", "?", "elsewhere"] == lines[3].split()
+    price = models["gpt-4o"]["price"]
+    assert [2.5, 10, 1.25] == [price[f"{name}_per_million"] for name in ("input", "output", "cache_read")]
+    assert ["priced", "genai-prices", "openai/gpt-4o"] == [price[key] for key in ("state", "table", "entry")]
+    assert ["genai-prices", None] == [models[name]["context_source"] for name in ("gpt-4o", "my-finetune")]
+    assert "unpriced" == models["my-finetune"]["price"]["state"]
+
+
+def test_list_as_json_says_what_each_can_do(home: Home, backend: Backend) -> None:
+    configure(home, ollama={"base_url": home.url})
+    backend.says(ollama)
+    found = {model["id"]: model for model in home.run("models", "list", "--json").json()["models"]}
+
+    here = found["llama3.1:latest"]
+    assert {"streaming": True, "tools": True, "schema": True, "images": False, "reasoning": False} == here[
+        "capabilities"
+    ]
+    assert [131072, "provider", True, "46e0c10c039e"] == [
+        here[key] for key in ("context", "context_source", "local", "digest")
+    ]
+    assert ["free", "unpriced"] == [found[name]["price"]["state"] for name in ("llama3.1:latest", "gpt-oss:120b-cloud")]
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_list_of_providers_that_all_fail_has_their_exit_code(home: Home, flags: list[str]) -> None:
+    done = home.run("models", "list", "openai", *flags)
+
+    assert 4 == done.code
+    assert "run 'timeline keys set openai'" in (done.out if flags else done.err)
+
+
+# ------------------------------------------------------------------ warm
+
+
+def test_warm_loads_a_model_into_ollama_and_says_how_long_that_took(home: Home, backend: Backend) -> None:
+    configure(home, ollama={"base_url": home.url})
+    backend.says(ollama)
+    done = home.run("models", "warm", "ollama:llama3.1")
+    asked = [request.json() for request in backend.requests if request.path == "/api/chat"]
+    as_json = home.run("models", "warm", "ollama:llama3.1", "--json").json()
+
+    assert 0 == done.code
+    assert re.match(r"ollama:llama3\.1 loaded in \d+\.\d\d s\. Ollama keeps it loaded for a while", done.out)
+    assert [("llama3.1", [])] == [(request["model"], request["messages"]) for request in asked]
+    assert ["ollama:llama3.1", True] == [as_json[key] for key in ("model", "stays_loaded")]
+    assert not home.store.exists()
+
+
+def test_warm_asks_nothing_of_a_model_in_the_cloud(home: Home, backend: Backend) -> None:
+    configure(home, ollama={"base_url": home.url})
+    backend.says(ollama)
+    done = home.run("models", "warm", "ollama:gpt-oss:120b-cloud")
+
+    assert 0 == done.code
+    assert done.out.startswith("ollama:gpt-oss:120b-cloud reached in ")
+    assert "/api/chat" not in {request.path for request in backend.requests}
+
+
+def test_warm_of_what_is_not_there_says_how_to_get_it(home: Home, backend: Backend) -> None:
+    configure(home, ollama={"base_url": home.url})
+    backend.says(ollama)
+    done = home.run("models", "warm", "ollama:phi-3")
+
+    assert (6, "") == (done.code, done.out)
+    assert "Error: ollama has no phi-3: fetch it with 'ollama pull phi-3'\n" == done.err
+
+
+def test_warm_tells_what_goes_wrong(home: Home, backend: Backend) -> None:
+    def full(request: Request) -> Reply:
+        return Reply.json({"error": "out of memory"}, 500) if request.path == "/api/chat" else ollama(request)
+
+    configure(home, ollama={"base_url": home.url})
+    backend.says(full)
+    done = home.run("models", "warm", "ollama:llama3.1")
+
+    assert 1 == done.code
+    assert "ollama failed (500)" in done.err
+
+
+def test_warm_of_a_paid_model_only_opens_the_way_and_says_so(home: Home, backend: Backend) -> None:
+    home.configure()
+    backend.says(Reply.json({"data": [{"id": "m"}]}))
+    done = home.run("models", "warm")
+
+    assert 0 == done.code
+    assert re.match(r"t:m reached in \d+\.\d\d s\. A connection lasts as long as the command that opened it", done.out)
+    assert {"GET"} == {request.method for request in backend.requests}
+
+
+@pytest.mark.model
+def test_warm_of_the_embedded_model_says_that_it_does_not_stay(home: Home, models_dir: Path) -> None:
+    (home.path / "models").symlink_to(models_dir)
+    done = home.run("models", "warm", "embedded:smollm2")
+
+    assert 0 == done.code
+    assert done.out.startswith("embedded:smollm2 loaded in ")
+    assert "each loads it anew" in done.out
