@@ -15,7 +15,8 @@ _STARTER = """
 import asyncio, json, os, sys, traceback
 sys.path.insert(0, {tests!r})
 import timeline.store, timeline.projections, support.stores
-{code}
+worker = {{}}
+exec(compile({code!r}, "worker", "exec"), worker)
 count = {count}
 gate, opened = os.pipe()
 children = []
@@ -26,7 +27,7 @@ for number in range(count):
         try:
             os.close(opened)
             os.read(gate, 1)
-            result = {{"ok": asyncio.run(main(number))}}
+            result = {{"ok": asyncio.run(worker["main"](number))}}
         except BaseException as exc:
             traceback.print_exc()
             result = {{"error": type(exc).__name__, "message": str(exc)}}
