@@ -9,7 +9,8 @@ import pytest
 from timeline.providers.failures import Complaint, Speaker, error_from
 
 NOW = 1_700_000_000_000_000
-SPEAKER = Speaker("openai", "https://api.openai.com/v1", "set OPENAI_API_KEY", ("sk-secret-1", "secret"))
+ADVICE = "set OPENAI_API_KEY or run 'timeline keys set openai'"
+SPEAKER = Speaker("openai", "https://api.openai.com/v1", ADVICE, ("sk-secret-1", "secret"))
 
 
 def mapped(status, body, headers=None, *, model="m"):
@@ -123,7 +124,7 @@ def test_an_error_carries_what_a_caller_needs():
 @pytest.mark.parametrize(
     ("status", "body", "headers", "sentence"),
     [
-        (401, said("no"), {}, "openai refused the key (401): set OPENAI_API_KEY (it said: no)"),
+        (401, said("no"), {}, f"openai refused the key (401): {ADVICE} (it said: no)"),
         (429, b"", {"retry-after": "5.3"}, "openai is rate limiting (429): try again in 5.3 s"),
         (429, b"", {"retry-after": "600"}, "openai is rate limiting (429): try again in 10 min"),
         (429, b"", {}, "openai is rate limiting (429): try again later"),

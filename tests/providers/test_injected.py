@@ -421,10 +421,18 @@ async def test_gzip_where_nobody_asked_for_it():
     ],
 )
 async def test_a_missing_key_is_said_before_anything_is_sent(make, variable):
-    with pytest.raises(MissingKey, match=f"needs an API key: set {variable}"):
+    sentence = f"{make().name} needs an API key: set {variable} or run 'timeline keys set {make().name}'"
+    with pytest.raises(MissingKey, match=f"^{sentence}$"):
         await collect(make().stream_request(request()))
     with pytest.raises(MissingKey):
         await make().make_request(request())
+
+
+async def test_a_refused_key_of_a_server_with_its_own_name_is_not_looked_for_at_openai():
+    async with Server(Reply.json({}, 401)) as server:
+        _, error = await outcome(OpenAIProvider(KEY, server.url, name="together"))
+
+    assert "together refused the key (401): check its api_key or run 'timeline keys set together'" == str(error)
 
 
 @pytest.mark.parametrize("key", ["kéy-12345", "key\n12345", "key\x0012345"])

@@ -212,7 +212,8 @@ class Finish(Struct, frozen=True, omit_defaults=True):
     """The answer is whole. Exactly one, and the last item of a stream.
 
     Args:
-        reason: Mapped to one set; `tool_calls` wherever tools were called.
+        reason: Mapped to one set; `tool_calls` wherever tools were called, but for an answer that was cut
+            off (`length`): its last call may be, too.
         raw_reason: The provider's own word.
         model: The model that the provider says answered.
         request_id: The provider's id of the request.

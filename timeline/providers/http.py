@@ -284,7 +284,9 @@ class HTTPProvider(LLMProvider):
         origin, path, self._query, self._userinfo, self.host = split_url(base_url)
         self.base_url = origin + self.prefix(path)
         self._api_key = header_value(self.name, api_key.strip()) or None if api_key else None
-        advice = f"set {self.key_variable}" if self.key_variable else "check its api_key"
+        # The variable belongs to the vendor; another server of the same format has a key of its own.
+        own = self.key_variable is not None and self.key_variable == f"{self.name.upper()}_API_KEY"
+        advice = f"{f'set {self.key_variable}' if own else 'check its api_key'} or run 'timeline keys set {self.name}'"
         userinfo = self._userinfo or ""
         secrets = secrets_in((self._api_key, userinfo, userinfo.partition(":")[2], self._query), self._extra_headers)
         self._speaker = Speaker(self.name, self.base_url, advice, secrets, self.unreachable_advice)
