@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.command import Backend, Home
 from support.loopback import Reply, Request, free_port
+
+from timeline import config
+from timeline.events import Usage
+from timeline.llm.pricing import PriceBook
 
 KEY = "sk-proj-0123456789abcdefWXYZ"
 MODELS = Reply.json({"data": [{"id": name} for name in ("gpt-4o", "gpt-4o-mini", "o3", "o4-mini")]})
@@ -199,3 +204,43 @@ def test_check_of_one_that_is_elsewhere_asks_nobody_when_offline(home: Home, bac
     lines = done.out.splitlines()
     assert lines[0].startswith("t       ok")
     assert "openai  failed: openai was not asked, because of offline: true" == lines[1]
+
+
+# ------------------------------------------------------------------ the guide
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "providers.md").read_text()
+BLOCKS = re.findall(r"^```yaml\n(.*?)^```", GUIDE, flags=re.MULTILINE | re.DOTALL)
+ENTRIES = re.findall(r"^\|.*`(\w+: \{kind: .*\})` \|$", GUIDE, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", [*BLOCKS, *(f"llm_providers:\n  {entry}\n" for entry in ENTRIES)])
+def test_every_example_of_the_guide_is_a_configuration_that_works(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    environ = {
+        "TIMELINE_HOME": str(tmp_path),
+        "HOME": str(tmp_path),
+        "AZURE_OPENAI_API_KEY": KEY,
+        "OPENAI_API_KEY": KEY,
+    }
+    loaded = config.load(environ=environ, cwd=tmp_path)
+
+    assert 10 <= len(ENTRIES)
+    assert not [loaded.problem(name) for name in loaded.providers if loaded.problem(name)]
+
+
+@pytest.mark.parametrize("name", ["openrouter", "together", "deepseek", "mistral", "xai", "gemini"])
+def test_every_service_of_the_guide_has_prices(tmp_path: Path, name: str) -> None:
+    entry = next(entry for entry in ENTRIES if entry.startswith(f"{name}:"))
+    (tmp_path / "config.yaml").write_text(f"llm_providers:\n  {entry}\n")
+    loaded = config.load(environ={"TIMELINE_HOME": str(tmp_path), "HOME": str(tmp_path)}, cwd=tmp_path)
+    model = {
+        "openrouter": "anthropic/claude-sonnet-4.5",
+        "together": "meta-llama/Llama-3.3-70B-Instruct-Turbo",
+        "deepseek": "deepseek-chat",
+        "mistral": "mistral-large-latest",
+        "xai": "grok-4",
+        "gemini": "gemini-2.5-pro",
+    }[name]
+    prices = PriceBook(loaded.settings.prices, loaded.served)
+
+    assert "priced" == prices.cost(name, (model,), Usage(1, output=1), local=False, at=time.time_ns() // 1000).state
