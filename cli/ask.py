@@ -18,7 +18,8 @@ from . import output
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from timeline.cognition.processor import TextFile, TurnEnd
+    from timeline.cognition.processor import TurnEnd
+    from timeline.cognition.prompts import File
     from timeline.events import Event
 
     from .markdown import StreamingMarkdown
@@ -37,7 +38,7 @@ def ask(
     system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")] = None,
     files: Annotated[
         list[Path] | None,
-        typer.Option("--file", "-f", metavar="FILE", help="A text file to go with the prompt; repeatable."),
+        typer.Option("--file", "-f", metavar="FILE", help="A text file or an image to go with the prompt; repeatable."),
     ] = None,
     go_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last session.")] = False,
     session: Annotated[
@@ -78,7 +79,7 @@ def ask(
         msg = f"--continue means the last session and --session {session}: choose one"
         raise UsageError(msg)
     prompt = _prompt(words or [])
-    attached = tuple(_text_file(path) for path in files or [])
+    attached = tuple(_file(path) for path in files or [])
     if not (prompt or attached):
         msg = "there is nothing to ask: give a prompt as an argument or on standard input"
         raise UsageError(msg)
@@ -158,17 +159,14 @@ def _has_input() -> bool:
     return not (sys.stdin.closed or sys.stdin.isatty())
 
 
-def _text_file(path: Path) -> TextFile:
-    from timeline.cognition.processor import TextFile
+def _file(path: Path) -> File:
+    from timeline.cognition.prompts import attach
 
     try:
-        return TextFile(path.name, path.read_bytes().decode("utf-8-sig"))
+        return attach(path.name, path.read_bytes())
     except FileNotFoundError as exc:
         msg = f"there is no file {path}: check the path after -f"
         raise NotFound(msg) from exc
-    except UnicodeDecodeError as exc:
-        msg = f"{path} is not a text file (UTF-8): only text can be attached"
-        raise UsageError(msg) from exc
     except OSError as exc:
         msg = f"{path} can't be read ({exc.strerror}): check the path after -f"
         raise UsageError(msg) from exc

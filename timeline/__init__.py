@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from timeline.cognition.processor import TextFile as TextFile
     from timeline.cognition.processor import TurnEnd as TurnEnd
+    from timeline.cognition.prompts import File as File
+    from timeline.cognition.prompts import attach as attach
     from timeline.config import Config as Config
     from timeline.events import Event as Event
     from timeline.providers.base import Delta as Delta
@@ -15,15 +16,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "Delta", "Event", "TextFile", "Timeline", "TurnEnd", "__version__"]
+__all__ = ["Config", "Delta", "Event", "File", "Timeline", "TurnEnd", "__version__", "attach"]
 
 _HOMES = {
     "Config": "timeline.config",
     "Delta": "timeline.providers.base",
     "Event": "timeline.events",
-    "TextFile": "timeline.cognition.processor",
+    "File": "timeline.cognition.prompts",
     "Timeline": "timeline.runtime",
     "TurnEnd": "timeline.cognition.processor",
+    "attach": "timeline.cognition.prompts",
 }
 
 

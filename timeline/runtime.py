@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from sqlalchemy import Connection
 
 import timeline
-from timeline.cognition.processor import Ask, TextFile, TurnEnd, answer_directly, history
+from timeline.cognition.processor import Ask, TurnEnd, answer_directly, history
+from timeline.cognition.prompts import File
 from timeline.config import Config, load
 from timeline.errors import UsageError
 from timeline.events import (
@@ -117,7 +118,7 @@ class Timeline:
         model: str | None = None,
         session: str | None = None,
         system: str | None = None,
-        files: Sequence[TextFile] = (),
+        files: Sequence[File] = (),
         temperature: float | None = None,
         max_tokens: int | None = None,
         seed: int | None = None,
@@ -131,7 +132,7 @@ class Timeline:
             model: `provider:model`; by default the configured one, else the embedded model.
             session: Id, unique prefix, title or `last` of the session to go on with.
             system: System prompt; by default the session's.
-            files: Text files that are part of the question.
+            files: Files that are part of the question; see `timeline.cognition.prompts.attach`.
             temperature: Sampling temperature; None leaves it to the provider.
             max_tokens: Most tokens to answer with.
             seed: For repeatable sampling, where the provider has it.
@@ -151,6 +152,9 @@ class Timeline:
             raise UsageError(msg)
         route, why = self.config.choose(model)
         provider = self._providers.get(route.provider)
+        if any(isinstance(file.body, bytes) for file in files) and not provider.capabilities.images:
+            msg = f"{route} takes no images: ask a model that does, with -m"
+            raise UsageError(msg)
         session_id, first = self._clock.uuid7(), None
         past: tuple[tuple[Message, MessageRef], ...] = ()
         if session is None:

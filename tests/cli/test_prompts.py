@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_only_the_files_name_is_recorded_not_where_it_lay(home: Home, backend: B
     ("name", "code", "said"),
     [
         ("missing", 6, "there is no file missing"),
-        ("binary", 2, "is not a text file"),
+        ("binary", 2, "is neither text in UTF-8 nor"),
         (".", 2, "can't be read"),
         ("locked/a", 6, "there is no file"),
     ],
@@ -163,6 +164,33 @@ def test_a_file_that_can_t_be_attached_is_said(home: Home, backend: Backend, nam
     assert (code, "", 1) == (result.code, result.out, len(result.err.splitlines()))
     assert said in result.err
     assert [] == backend.requests
+
+
+PIXEL = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
+
+
+def test_an_image_is_sent_as_one_and_again_with_the_next_turn(home: Home, backend: Backend) -> None:
+    (home.work / "picture.png").write_bytes(PIXEL)
+    url = "data:image/png;base64," + base64.b64encode(PIXEL).decode()
+
+    home.run("ask", "What is this?", "-f", "picture.png")
+    home.run("ask", "-c", "And now?")
+
+    first, second = (request.json()["messages"] for request in backend.requests)
+    parts = first[0]["content"]
+    assert [url] == [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    assert ["What is this?"] == [part["text"] for part in parts if part["type"] == "text"]
+    assert first[0] == second[0]
+    assert 1 == home.bodies().count(PIXEL)
+
+
+def test_a_model_that_takes_no_images_is_not_sent_one(home: Home, backend: Backend) -> None:
+    (home.work / "picture.png").write_bytes(PIXEL)
+
+    result = home.run("ask", "-m", "embedded:smollm2", "What is this?", "-f", "picture.png")
+
+    assert (2, 1) == (result.code, len(result.err.splitlines()))
+    assert "embedded:smollm2 takes no images" in result.err
 
 
 # ------------------------------------------------------------------ standard streams

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from msgspec import Struct
 
-from timeline.cognition.prompts import with_attachments
+from timeline.cognition.prompts import File, user_message
 from timeline.errors import TimelineError
 from timeline.events import (
     Attachment,
@@ -32,15 +32,7 @@ from timeline.projections.blocks import Session
 from timeline.providers.base import Delta, LLMProvider, LLMRequest, Message
 from timeline.store import EventStore, content_digest, this_process
 
-__all__ = ["Ask", "TextFile", "TurnEnd", "answer_directly", "history"]
-
-
-class TextFile(Struct, frozen=True):
-    """A text file that comes with a prompt."""
-
-    name: str
-    text: str
-    media_type: str = "text/plain"
+__all__ = ["Ask", "TurnEnd", "answer_directly", "history"]
 
 
 class Ask(Struct, frozen=True):
@@ -53,7 +45,7 @@ class Ask(Struct, frozen=True):
         session_id: Which timeline it belongs to.
         first: The session's first event, if the session begins with this turn.
         system: System prompt.
-        files: Text files, part of the user's message.
+        files: Files that are part of the user's message.
         past: The messages before, and how the log refers to each.
         temperature, max_tokens, seed: Sampling, None for the provider's own.
         private: Record totals, not bodies.
@@ -66,7 +58,7 @@ class Ask(Struct, frozen=True):
     session_id: str
     first: SessionStarted | None = None
     system: str | None = None
-    files: tuple[TextFile, ...] = ()
+    files: tuple[File, ...] = ()
     past: tuple[tuple[Message, MessageRef], ...] = ()
     temperature: float | None = None
     max_tokens: int | None = None
@@ -148,21 +140,21 @@ async def answer_directly(
         yield result
 
 
-def _opening(ask: Ask) -> tuple[TurnStarted, MessageRef, list[str]]:
+def _opening(ask: Ask) -> tuple[TurnStarted, MessageRef, list[str | bytes]]:
     """The turn's first event, how its message is referred to, and the bodies to keep."""
     bodies = (
-        [] if ask.private else [ask.prompt, *(file.text for file in ask.files), *([ask.system] if ask.system else [])]
+        [] if ask.private else [ask.prompt, *(file.body for file in ask.files), *([ask.system] if ask.system else [])]
     )
 
-    def ref(body: str | None) -> str | None:
+    def ref(body: str | bytes | None) -> str | None:
         return None if ask.private or body is None else content_digest(body)
 
     attachments = tuple(
         Attachment(
             name="" if ask.private else file.name,
             media_type=file.media_type,
-            size=len(file.text.encode()),
-            ref=ref(file.text),
+            size=file.size,
+            ref=ref(file.body),
         )
         for file in ask.files
     )
@@ -181,10 +173,9 @@ def _opening(ask: Ask) -> tuple[TurnStarted, MessageRef, list[str]]:
 def _call(
     ask: Ask, message: MessageRef, opening: TurnStarted, turn_id: str, step_id: str
 ) -> tuple[LLMRequest, CallContext]:
-    text = with_attachments(ask.prompt, [(file.name, file.text) for file in ask.files])
     request = LLMRequest(
         model=ask.model,
-        messages=(*(past for past, _ in ask.past), Message("user", text)),
+        messages=(*(past for past, _ in ask.past), user_message(ask.prompt, ask.files)),
         system=ask.system,
         temperature=ask.temperature,
         max_tokens=ask.max_tokens,
@@ -217,8 +208,8 @@ def history(session: Session, contents: Mapping[str, str | bytes]) -> tuple[tupl
         if answer is None or not answer.text or not isinstance(prompt, str):
             continue
         refs = tuple(item.ref for item in turn.attachments if item.ref)
-        files = [(item.name, str(contents.get(item.ref or "", ""))) for item in turn.attachments]
-        asked = Message("user", with_attachments(prompt, files))
-        messages.append((asked, MessageRef("user", ref=turn.prompt, attachments=refs)))
+        kept = [item for item in turn.attachments if item.ref in contents]
+        files = [File(item.name, contents[item.ref or ""], item.media_type) for item in kept]
+        messages.append((user_message(prompt, files), MessageRef("user", ref=turn.prompt, attachments=refs)))
         messages.append((Message("assistant", answer.text), MessageRef("assistant", call=answer.call_id)))
     return tuple(messages)

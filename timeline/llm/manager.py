@@ -101,7 +101,7 @@ class LLMManager:
         context: CallContext,
         *,
         opening: Sequence[NewEvent] = (),
-        contents: Sequence[str] = (),
+        contents: Sequence[str | bytes] = (),
     ) -> AsyncGenerator[Delta | Event | CallEnd]:
         """Make one call.
 
@@ -209,7 +209,7 @@ class _Attempt:
 
     # -------------------------------------------------------------- beginning
 
-    async def begin(self, opening: Sequence[NewEvent], contents: Sequence[str]) -> AsyncIterator[Event]:
+    async def begin(self, opening: Sequence[NewEvent], contents: Sequence[str | bytes]) -> AsyncIterator[Event]:
         """Commit `request.sent`, and what it follows from."""
         request, context = self._request, self._context
         tools = msgspec.json.encode(request.tools).decode() if request.tools else None
