@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sqlite3
 from collections.abc import Sequence
@@ -48,11 +49,14 @@ def opened(
     return EventStore.open(path, projections(), synchronous=synchronous, read_only=read_only)
 
 
+_seeds = itertools.count()
+
+
 class Scribe:
-    """Makes events by the clock of one test."""
+    """Makes events, by a clock of its own; no two give the same ids."""
 
     def __init__(self, clock: Clock | None = None) -> None:
-        self.clock = clock or TickingClock()
+        self.clock = clock or TickingClock(next(_seeds))
 
     def event(self, session: str, data: EventData, **ids: str) -> NewEvent:
         """One fact; `ids` are its `turn_id`, `step_id`, `call_id`."""

@@ -90,15 +90,14 @@ def writer(path: Path, *, synchronous: Synchronous = "full") -> Engine:
     )
     # A deferred transaction that turns into a writer can fail at once with SQLITE_BUSY,
     # whatever the timeout, so writers begin as writers.
-    _configure(made, f"synchronous={synchronous}", "secure_delete=ON", begin="BEGIN IMMEDIATE")
+    # The mode is the file's; one that came out of `VACUUM INTO` or a dump has lost it.
+    _configure(made, "journal_mode=WAL", f"synchronous={synchronous}", "secure_delete=ON", begin="BEGIN IMMEDIATE")
     return made
 
 
 @contextmanager
 def connect(path: Path, *, synchronous: Synchronous = "full") -> Iterator[Connection]:
-    """One write transaction by itself, for making and migrating the file; puts it into WAL mode first."""
-    with plain(path) as conn:
-        conn.execute("PRAGMA journal_mode=WAL")
+    """One write transaction by itself, for making and migrating the file."""
     made = writer(path, synchronous=synchronous)
     try:
         with made.begin() as connection:
