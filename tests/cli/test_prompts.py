@@ -184,15 +184,6 @@ def test_an_image_is_sent_as_one_and_again_with_the_next_turn(home: Home, backen
     assert 1 == home.bodies().count(PIXEL)
 
 
-def test_a_model_that_takes_no_images_is_not_sent_one(home: Home, backend: Backend) -> None:
-    (home.work / "picture.png").write_bytes(PIXEL)
-
-    result = home.run("ask", "-m", "embedded:smollm2", "What is this?", "-f", "picture.png")
-
-    assert (2, 1) == (result.code, len(result.err.splitlines()))
-    assert "embedded:smollm2 takes no images" in result.err
-
-
 # ------------------------------------------------------------------ standard streams
 
 
