@@ -90,6 +90,7 @@ class Server:
         url: `http://127.0.0.1:PORT` (`https://localhost:PORT` with `tls`).
         requests: What was asked, in order.
         connections: How many connections were opened.
+        asked: Set with each request, for the test to clear.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Server:
         self.replies: list[Reply | Callable[[Request], Reply]] = [replies] if single else list(replies)
         self.requests: list[Request] = []
         self.connections = 0
+        self.asked = asyncio.Event()
         self._tls = tls
         self._given = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -139,6 +141,7 @@ class Server:
             while keep:
                 request = await _read_request(reader, connection)
                 self.requests.append(request)
+                self.asked.set()
                 chosen = self.replies[min(self._given, len(self.replies) - 1)]
                 self._given += 1
                 reader.answering = request
