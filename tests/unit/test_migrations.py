@@ -130,6 +130,7 @@ async def test_a_file_that_has_lost_its_mode_gets_it_back(tmp_path: Path, path: 
     assert [("delete",)] == look(copy, "PRAGMA journal_mode")
 
     async with opened(copy) as store:
+        await store.append(Scribe().notes("a", 1))
         assert (await store.verify()).problem is None
 
     assert [("wal",)] == look(copy, "PRAGMA journal_mode")
