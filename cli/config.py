@@ -52,6 +52,10 @@ STARTER = """\
 #store:
 #  synchronous: full
 
+## What a model costs where the built-in table doesn't know it; US dollars per million tokens.
+#prices:
+#  "myserver:my-model": {input_per_million: 1.5, output_per_million: 6, cache_read_per_million: 0.2}
+
 ## Ask only models on this machine.
 #offline: true
 """

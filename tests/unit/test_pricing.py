@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +20,9 @@ from hypothesis import strategies as st
 from support import answers
 from support.command import Backend, Home
 
+from timeline import config
 from timeline.config import Price
-from timeline.errors import NotFound
+from timeline.errors import ConfigError, NotFound
 from timeline.events import Cost, Usage
 from timeline.llm.pricing import PriceBook, Rates, estimate_tokens
 
@@ -263,6 +266,39 @@ def test_own_price_wins_over_the_table_and_over_running_here() -> None:
     assert "priced" == cost("here", "proxied", book=book, local=True).state
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("prices: {m: {input_per_million: 1, output_per_million: 1}}", "prices.m: expected provider:model as the key"),
+        ("prices: {'opnai:m': {input_per_million: 1, output_per_million: 1}}", "did you mean openai?"),
+        ("prices: {'openai:m': {input_per_million: 1}}", 'prices."openai:m": output_per_million is missing: add it'),
+        ("prices: {'openai:m': {input_per_milion: 1}}", "did you mean input_per_million?"),
+        (
+            "prices: {'openai:m': {input_per_million: -1, output_per_million: 1}}",
+            "input_per_million: expected a number from 0 up to 1000000, got -1",
+        ),
+        ("prices: {'openai:m': {input_per_million: .nan, output_per_million: 1}}", "got NaN"),
+        ("prices: {'openai:m': {input_per_million: '1', output_per_million: 1}}", 'up to 1000000, got "1"'),
+    ],
+)
+def test_wrong_price_is_named_with_what_was_expected(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+
+    with pytest.raises(ConfigError) as caught:
+        config.load(environ={"TIMELINE_HOME": str(tmp_path), "HOME": str(tmp_path)}, cwd=tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}/config.yaml: prices")
+    assert problem in str(caught.value)
+
+
+def test_project_cannot_make_spending_look_smaller(tmp_path: Path) -> None:
+    project = tmp_path / ".timeline.yaml"
+    project.write_text("prices: {'openai:gpt-4o': {input_per_million: 0, output_per_million: 0}}")
+
+    with pytest.raises(ConfigError, match="a project file may not set this") as caught:
+        config.load(environ={"TIMELINE_HOME": str(tmp_path / "home"), "HOME": str(tmp_path)}, cwd=tmp_path)
+    assert str(project) in str(caught.value)
+
+
 # ------------------------------------------------------------------ where there is no price
 
 
@@ -390,6 +426,21 @@ def test_table_is_imported_beside_the_event_loop_and_never_from_the_network() ->
     assert ("priced True\n", "", 0) == (done.stdout, done.stderr, done.returncode)
 
 
+QUICK_END = """
+import sys, time
+from timeline.llm.pricing import PriceBook
+PriceBook().expect("openai", "gpt-4o", local=False)
+import atexit
+atexit.register(lambda: print("genai_prices" in sys.modules))
+"""
+
+
+def test_program_that_ends_at_once_imports_no_table() -> None:
+    done = subprocess.run([sys.executable, "-c", QUICK_END], capture_output=True, text=True, check=False)
+
+    assert ("False\n", "", 0) == (done.stdout, done.stderr, done.returncode)
+
+
 def test_estimate_counts_a_token_for_four_characters() -> None:
     assert [0, 1, 1, 2] == [estimate_tokens(text) for text in ("", "a", "abcd", "abcde")]
 
@@ -457,6 +508,18 @@ def test_attempt_whose_process_died_is_priced_by_the_estimate(home: Home, backen
 
     assert ["abandoned"] == [row["data"]["reason"] for row in home.events("call.interrupted")]
     assert [2 * 10**6 + 5 * 10**9] == [cost["nano_usd"] for cost in costs(home)]
+
+
+def test_attempt_that_the_user_stopped_is_priced_by_the_estimate(home: Home, backend: Backend) -> None:
+    configure(home)
+    backend.says(answers.stream("four more words here", answers.FOREVER))
+    process = home.start("ask", "hello")
+    process.read_until("here")
+    process.send(signal.SIGINT)
+
+    assert 130 == process.wait()
+    # 2 tokens at $2.50 and 5 at $10.00 a million: https://openai.com/api/pricing
+    assert [("priced", 2 * 2500 + 5 * 10_000)] == [(cost["state"], cost["nano_usd"]) for cost in costs(home)]
 
 
 def test_call_that_runs_here_or_has_a_price_of_its_own_never_imports_the_table(home: Home, backend: Backend) -> None:

@@ -21,7 +21,7 @@ from msgspec import Struct
 from timeline.config import Price
 from timeline.errors import TimelineError
 from timeline.events import Cost, Usage
-from timeline.providers.address import split_url
+from timeline.providers.address import is_loopback, split_url
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -216,8 +216,9 @@ class PriceBook:
             try:
                 kind, address = self._served(provider) if self._served else (provider, None)
                 if address:
-                    origin, path, *_ = split_url(address)
-                    places.append({"provider_api_url": origin + path})
+                    origin, path, _, _, host = split_url(address)
+                    # Nobody's published prices are those of a server on this machine.
+                    places += [] if is_loopback(host) else [{"provider_api_url": origin + path}]
             except TimelineError:
                 # It isn't configured any more.
                 kind = provider
@@ -244,7 +245,8 @@ class _Table:
     def begin(self) -> None:
         """Import it soon."""
         if self._begun.acquire(blocking=False):
-            threading.Thread(target=self._load, name="timeline-prices", daemon=True).start()
+            # No daemon: ended in the middle of an import, one takes the whole process down with it.
+            threading.Thread(target=self._load, name="timeline-prices").start()
 
     def module(self) -> ModuleType | None:
         """The package, imported; None where it isn't installed."""
@@ -262,7 +264,12 @@ class _Table:
         return genai_prices.__version__ + (f"+{renewed:%Y%m%dT%H%M%S}" if renewed else "")
 
     def _load(self) -> None:
-        self._hurry.wait(HEAD_START)
+        if not self._hurry.wait(HEAD_START) and not threading.main_thread().is_alive():
+            # The call ended without a cost and the program ends, too; who needs it all the same begins anew.
+            self._begun.release()
+            if self._hurry.is_set():
+                self.begin()
+            return
         try:
             import genai_prices.data
 
