@@ -1,0 +1,86 @@
+"""What an answer takes of the file: a size, so it may be asserted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from timeline.cognition.processor import Ask, answer_directly
+from timeline.events import Clock, SessionStarted
+from timeline.llm.manager import LLMManager
+from timeline.projections import Projections
+from timeline.projections.blocks import Blocks
+from timeline.projections.calls import Calls
+from timeline.projections.usage import UsageProjection
+from timeline.providers.base import (
+    Delta,
+    Finish,
+    Item,
+    LLMProvider,
+    LLMRequest,
+    LLMResponse,
+    ModelInfo,
+    Usage,
+    UsageReport,
+)
+from timeline.store import EventStore, this_process
+
+LLM_BYTES = 11_264
+"""What llm 0.36 takes for the text of such an answer (benchmarks/storage.py)."""
+ANSWERS = 24
+WORDS = [
+    "the",
+    "sky",
+    "seems",
+    "blue",
+    "since",
+    "air",
+    "scatters",
+    "short",
+    "waves",
+    "of",
+    "light",
+    "far",
+    "more",
+    "than",
+    "long",
+    "ones",
+]
+
+
+class FiveHundredTokens(LLMProvider):
+    """Answers at once with 500 tokens of about 4.4 characters, another text each time."""
+
+    name = "fast"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def make_request(self, request: LLMRequest) -> LLMResponse:
+        raise AssertionError
+
+    async def stream_request(self, request: LLMRequest) -> AsyncIterator[Item]:
+        self.asked += 1
+        for index in range(500):
+            yield Delta(" " + WORDS[(index * self.asked + index // 7) % len(WORDS)][:4])
+        raw = {"prompt_tokens": 11, "completion_tokens": 500, "prompt_tokens_details": {"cached_tokens": 0}}
+        yield UsageReport(Usage(11, output=500), raw)
+        yield Finish("stop", "stop", "model-2026-01-01", "req_0123456789abcdef")
+
+    async def get_available_models(self) -> list[ModelInfo]:
+        return []
+
+
+async def test_a_500_token_answer_takes_no_more_of_the_file_than_llm_takes_for_its_text(tmp_path: Path) -> None:
+    path, clock, provider = tmp_path / "timeline.db", Clock(), FiveHundredTokens()
+    sizes = []
+    for number in range(ANSWERS):
+        async with EventStore.open(path, Projections([Calls(), UsageProjection(), Blocks()])) as store:
+            prompt = f"Question {number}: why does the sky look blue in the day and red at dusk?"
+            first = SessionStarted("0.1.0", this_process(), prompt)
+            ask = Ask(prompt, "model", "asked for", clock.uuid7(), first)
+            async for _ in answer_directly(store, LLMManager(store, clock), clock, provider, ask):
+                pass
+        sizes.append(path.stat().st_size)
+
+    assert LLM_BYTES > (sizes[-1] - sizes[0]) / (ANSWERS - 1)
