@@ -256,12 +256,19 @@ class EventStore:
         finally:
             rebuilding.dispose()
 
-    async def forget(self, session_id: str, closing: Callable[[SessionRedacted], NewEvent]) -> int:
+    async def forget(
+        self,
+        session_id: str,
+        closing: Callable[[SessionRedacted], NewEvent],
+        *,
+        wait_seconds: float = sqlite.BUSY_TIMEOUT_SECONDS,
+    ) -> int:
         """Remove a session's bodies from every page of the file; digests, totals and the chain stay.
 
         Args:
             session_id: Whose.
             closing: Makes the event to append of its body.
+            wait_seconds: How long to wait, at the end, for readers to make way.
 
         Returns:
             How many events became tombstones.
@@ -278,7 +285,7 @@ class EventStore:
 
         await self.append_when(decide)
         await self.rebuild()
-        await self._require_writer().compact()
+        await self._require_writer().compact(wait_seconds=wait_seconds)
         return redacted[-1].events
 
     async def backup(self, target: Path) -> None:

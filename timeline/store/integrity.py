@@ -88,7 +88,7 @@ class Check:
     def __init__(self) -> None:
         self._count = 0
         self._heads: dict[str, tuple[int, str]] = {}
-        self._bodies: dict[str, list[tuple[str, int]]] = {}
+        self._bodies: dict[str, list[tuple[str, int, int]]] = {}
         self._private: set[str | None] = set()
 
     def follow(self, rows: Sequence[Row]) -> Verification | None:
@@ -138,7 +138,7 @@ class Check:
                 self._private.add(turn_id)
             if turn_id not in self._private:
                 for digest in references(data):
-                    self._bodies.setdefault(digest, []).append((session_id, position))
+                    self._bodies.setdefault(digest, []).append((session_id, version, position))
         self._heads[session_id] = (version, row.digest)
         return None
 
@@ -148,11 +148,10 @@ class Check:
             if content_digest(body) != digest:
                 return self.result(f"the body {digest} in contents is not what was recorded")
             self._bodies.pop(digest, None)
-        log = schema.events.c
-        redacted = set(conn.execute(select(log.session_id).where(log.type == "session.redacted")).scalars())
+        redacted = _redactions(conn)
         for digest, users in self._bodies.items():
-            for session_id, position in users:
-                if session_id not in redacted:
+            for session_id, version, position in users:
+                if version > redacted.get(session_id, 0):
                     return self.result(f"the body {digest} that the event refers to is gone from contents", position)
         return self.result()
 
@@ -213,6 +212,17 @@ def _tells(data: EventData) -> bool:
     return False
 
 
+def _redactions(conn: Connection) -> dict[str, int]:
+    """Sessions of which something was forgotten, and the last version at which: what they referred to before is void."""
+    log = schema.events.c
+    query = (
+        select(log.session_id, func.max(log.version).label("version"))
+        .where(log.type == "session.redacted")
+        .group_by(log.session_id)
+    )
+    return {row.session_id: row.version for row in conn.execute(query)}
+
+
 def redact(conn: Connection, session_id: str) -> SessionRedacted:
     """Turn a session's bodies into tombstones and drop contents that no other session refers to."""
     table = schema.events
@@ -234,9 +244,11 @@ def redact(conn: Connection, session_id: str) -> SessionRedacted:
         if isinstance(data, CallFailed):
             totals = (data.error.kind, data.duration_us, data.usage, data.usage_source, data.cost)
             failed.append(FailedAttempt(row.call_id or "", data.attempt, *totals))
-    others = select(*columns).where(table.c.session_id != session_id, table.c.type.in_(BODIES))
+    redacted = _redactions(conn)
+    others = select(table).where(table.c.session_id != session_id, table.c.type.in_(BODIES))
     for row in conn.execute(others):
-        if schema.forgotten_digest(row.data.encode()) is None:
+        kept = row.version > redacted.get(row.session_id, 0)
+        if kept and schema.forgotten_digest(row.data.encode()) is None:
             unused.difference_update(references(decode(row.type, row.v, row.data)))
     for digest in unused:
         conn.execute(delete(schema.contents).where(schema.contents.c.digest == digest))

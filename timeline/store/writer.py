@@ -22,7 +22,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from timeline.errors import IdempotencyConflict, StoreBusy, StoreError, VersionConflict
 from timeline.events import Event, EventData, NewEvent, encode
 from timeline.store import schema
-from timeline.store.sqlite import BUSY_TIMEOUT_SECONDS, mapped_errors, truncate_wal, vacuum, wal_size
+from timeline.store.sqlite import mapped_errors, truncate_wal, vacuum, wal_size
 
 __all__ = ["Decide", "Fold", "Writer", "body_digest", "chain_digest", "content_digest"]
 
@@ -153,16 +153,19 @@ class Writer:
             await self._in_thread(self._engine.dispose)
             self._thread.shutdown()
 
-    async def compact(self) -> None:
+    async def compact(self, *, wait_seconds: float) -> None:
         """Rewrite the file without its free pages, and empty the write-ahead log, between two transactions.
+
+        Args:
+            wait_seconds: How long to wait for readers to make way.
 
         Raises:
             StoreBusy: Someone went on reading, so that the write-ahead log still holds what the file doesn't.
         """
         with mapped_errors(self._path):
             await self._in_thread(partial(vacuum, self._engine))
-            if not await self._in_thread(partial(truncate_wal, self._engine, wait_seconds=BUSY_TIMEOUT_SECONDS)):
-                msg = f"someone else has read {self._path} for over {BUSY_TIMEOUT_SECONDS} s: end it, and do this again"
+            if not await self._in_thread(partial(truncate_wal, self._engine, wait_seconds=wait_seconds)):
+                msg = f"someone else has read {self._path} for over {wait_seconds:g} s: end it, and do this again"
                 raise StoreBusy(msg)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
