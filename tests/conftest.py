@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.command import Backend, Home, Zygote
+from support.local_model import LlamaServer, fetched_models
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +41,17 @@ def home(tmp_path: Path, zygote: Zygote, backend: Backend) -> Iterator[Home]:
     """A fresh `TIMELINE_HOME` whose default model is the server's."""
     with Home(tmp_path / "home", zygote, backend.url) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """A models folder that holds the real local model; outside of the repository, fetched once."""
+    return fetched_models()
+
+
+@pytest.fixture(scope="session")
+def llama_server(models_dir: Path) -> Iterator[LlamaServer]:
+    """The real llama.cpp server with the real local model, as anybody could run it."""
+    made = LlamaServer(models_dir)
+    yield made
+    made.close()

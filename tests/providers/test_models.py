@@ -313,7 +313,10 @@ async def test_a_folder_that_cant_be_written_is_named(tmp_path):
     for folder in (tmp_path, tmp_path / "models"):
         result = await result_of(await fetching_process(folder, "http://127.0.0.1:1", preexec_fn=bound_by_modes))
 
-        assert f"the models folder {folder} can't be written (Permission denied): make room" in result["error"]
+        assert (
+            f"the models folder {folder} can't be written (Permission denied): make it writable, or move"
+            in result["error"]
+        )
 
 
 async def test_a_model_in_a_folder_that_cant_be_written_is_used(tmp_path):

@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from timeline.errors import ModelNotFound, ModelUnavailable, ProviderError, TimelineError
 from timeline.providers import llama_process
-from timeline.providers.base import Capabilities, Item, LLMProvider, LLMRequest, LLMResponse, ModelInfo
+from timeline.providers.base import Capabilities, Item, LLMProvider, LLMRequest, LLMResponse, ModelInfo, collect
 from timeline.providers.gguf import read_header
 from timeline.providers.models import KNOWN_MODELS, KnownModel, ModelStore, Progress
 from timeline.providers.openai import OpenAIProvider
@@ -94,13 +94,15 @@ class EmbeddedProvider(LLMProvider):
         return True
 
     async def make_request(self, request: LLMRequest) -> LLMResponse:
-        """Ask without streaming; see `LLMProvider.make_request`.
+        """Ask for the whole answer; see `LLMProvider.make_request`.
+
+        It is streamed all the same: llama.cpp goes on with an unstreamed answer that nobody waits for any more.
 
         Raises:
             ModelUnavailable: The model can't be fetched or loaded.
             ProviderError: The attempt failed.
         """
-        return await (await self._server(request.model)).make_request(request)
+        return await collect(self.stream_request(request), provider=self.name, model=request.model)
 
     async def stream_request(self, request: LLMRequest) -> AsyncIterator[Item]:
         """Ask, and yield items as they arrive; see `LLMProvider.stream_request`.

@@ -240,7 +240,8 @@ class ModelStore:
                 # Another process may have fetched it while this one waited.
                 return self.locate(name) or await self._fetch(known, progress)
         except OSError as exc:
-            msg = f"{_why_not_written(self._folder, exc)}: make room or give it another place by TIMELINE_HOME"
+            advice = "free some" if exc.errno in _NO_SPACE else "make it writable"
+            msg = f"{_why_not_written(self._folder, exc)}: {advice}, or move it with TIMELINE_HOME"
             raise ModelUnavailable(msg) from exc
 
     # -------------------------------------------------------------- one process at a time
