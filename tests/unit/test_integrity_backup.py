@@ -26,14 +26,15 @@ async def test_a_backup_made_while_a_writer_runs_is_whole(tmp_path: Path) -> Non
     scribe = Scribe()
     async with opened(path) as store, opened(path) as other:
         await store.append(scribe.notes("a", 3000))
-        done = asyncio.Event()
+        going, done = asyncio.Event(), asyncio.Event()
 
         async def chatter() -> None:
             while not done.is_set():
                 await other.append(scribe.turn("b"), contents=["Why is the sky blue?"])
+                going.set()
 
         chattering = asyncio.create_task(chatter())
-        await asyncio.sleep(0.02)
+        await going.wait()
         await store.backup(copy)
         done.set()
         await chattering
