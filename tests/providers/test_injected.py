@@ -109,11 +109,13 @@ async def test_a_whole_answer_streamed_and_not(dialect):
         streamed = await collect(provider.stream_request(request()))
         await provider.aclose()
 
-    assert ("Hello", "stop", 3, 2) == (
+    assert ("Hello", "stop", 3, 2, dialect, "m") == (
         streamed.content,
         streamed.finish_reason,
         streamed.tokens_input,
         streamed.tokens_output,
+        streamed.provider,
+        streamed.model,
     )
 
 

@@ -29,6 +29,7 @@ from timeline.providers.base import (
     TextPart,
     UsageReport,
 )
+from timeline.providers.counters import count
 from timeline.providers.failures import Complaint
 from timeline.providers.http import Head, HTTPProvider, Parser
 from timeline.providers.waiting import Timeouts
@@ -80,22 +81,21 @@ _FINISH: dict[str, FinishReason] = {
 def read_usage(raw: Mapping[str, Any]) -> Usage:
     """Anthropic's counters: `input_tokens` leaves the cache out already, and `output_tokens` includes thinking."""
     split, details = raw.get("cache_creation"), raw.get("output_tokens_details")
-    written = _count(raw, "cache_creation_input_tokens")
-    hour = _count(split, "ephemeral_1h_input_tokens")
-    written = max(written, hour + _count(split, "ephemeral_5m_input_tokens"))
+    written = count(raw, "cache_creation_input_tokens")
+    hour = count(split, "ephemeral_1h_input_tokens")
+    written = max(written, hour + count(split, "ephemeral_5m_input_tokens"))
     return Usage(
-        input=_count(raw, "input_tokens"),
-        cache_read=_count(raw, "cache_read_input_tokens"),
+        input=count(raw, "input_tokens"),
+        cache_read=count(raw, "cache_read_input_tokens"),
         cache_write=written - hour,
         cache_write_1h=hour,
-        output=_count(raw, "output_tokens"),
-        reasoning=_count(details, "thinking_tokens"),
+        output=count(raw, "output_tokens"),
+        reasoning=count(details, "thinking_tokens"),
     )
 
 
-def _count(counters: Any, name: str) -> int:
-    value = counters.get(name) if isinstance(counters, Mapping) else None
-    return max(int(value), 0) if isinstance(value, int | float) else 0
+def _text(value: Any) -> str | None:
+    return value if value and isinstance(value, str) else None
 
 
 class MessagesParser:
@@ -152,12 +152,12 @@ class MessagesParser:
             case "content_block_stop":
                 return self._stop(event.index)
             case "message_start" if event.message is not None:
-                self._model = event.message.get("model") or self._model
-                return self._count(event.message.get("usage"))
+                self._model = _text(event.message.get("model")) or self._model
+                return self._overwrite(event.message.get("usage"))
             case "message_delta":
-                if event.delta is not None and event.delta.stop_reason:
-                    self._raw_reason = str(event.delta.stop_reason)
-                return self._count(event.usage)
+                if event.delta is not None:
+                    self._raw_reason = _text(event.delta.stop_reason) or self._raw_reason
+                return self._overwrite(event.usage)
             case "message_stop":
                 return self._finish()
             case "message":
@@ -170,13 +170,14 @@ class MessagesParser:
 
     def _whole(self, message: dict[str, Any]) -> Iterable[Item]:
         items: list[Item] = []
-        self._model = message.get("model")
-        self._raw_reason = message.get("stop_reason") or ""
-        for index, block in enumerate(message.get("content") or ()):
+        self._model = _text(message.get("model"))
+        self._raw_reason = _text(message.get("stop_reason")) or ""
+        content = message.get("content")
+        for index, block in enumerate(content if isinstance(content, list) else ()):
             if isinstance(block, dict):
                 items += self._start(index, block)
                 items += self._stop(index)
-        items += self._count(message.get("usage"))
+        items += self._overwrite(message.get("usage"))
         items += self._finish()
         return items
 
@@ -185,14 +186,14 @@ class MessagesParser:
         self._joined[index] = []
         match block.get("type"):
             case "text":
-                return (Delta(block["text"]),) if block.get("text") else ()
+                return (Delta(text),) if (text := _text(block.get("text"))) else ()
             case "thinking":
-                return (Delta(block["thinking"], "reasoning"),) if block.get("thinking") else ()
+                return (Delta(text, "reasoning"),) if (text := _text(block.get("thinking"))) else ()
             case "tool_use":
                 if block.get("name") == self._answer_tool:
                     return ()
                 number = self._calls[index] = len(self._calls)
-                return (Delta("", "tool_call", number, block.get("id"), block.get("name")),)
+                return (Delta("", "tool_call", number, _text(block.get("id")), _text(block.get("name"))),)
         return ()
 
     def _grow(self, index: int, delta: _Delta) -> Iterable[Item]:
@@ -234,7 +235,7 @@ class MessagesParser:
                 raise self._head.bad(text.encode(), what="a block whose input is no JSON") from None
         return ()
 
-    def _count(self, usage: Any) -> Iterable[Item]:
+    def _overwrite(self, usage: Any) -> Iterable[Item]:
         """Counters overwrite; a null or missing one keeps what `message_start` said."""
         if not isinstance(usage, dict):
             return ()
@@ -260,6 +261,7 @@ class MessagesParser:
                 model=self._model,
                 request_id=self._head.request_id,
                 rate_limits=self._head.rate_limits,
+                provider=self._head.speaker.name,
                 opaque=tuple(
                     OpaquePart("anthropic", block) for _, block in sorted(self._blocks.items()) if _kept(block)
                 ),
@@ -463,8 +465,8 @@ class AnthropicProvider(HTTPProvider):
         return ModelInfo(
             str(entry["id"]),
             self.name,
-            context=_count(entry, "max_input_tokens") or None,
-            max_output=_count(entry, "max_tokens") or None,
+            context=count(entry, "max_input_tokens") or None,
+            max_output=count(entry, "max_tokens") or None,
             local=self.local,
             capabilities=abilities,
         )

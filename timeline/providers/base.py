@@ -219,6 +219,7 @@ class Finish(Struct, frozen=True, omit_defaults=True):
         request_id: The provider's id of the request.
         rate_limits: What the response's headers told.
         opaque: Blocks to be sent back unchanged with the assistant's message.
+        provider: Name of the provider, for who sees the stream alone.
     """
 
     reason: FinishReason
@@ -227,6 +228,7 @@ class Finish(Struct, frozen=True, omit_defaults=True):
     request_id: str | None = None
     rate_limits: tuple[RateLimit, ...] = ()
     opaque: tuple[OpaquePart, ...] = ()
+    provider: str | None = None
 
 
 Item = Delta | UsageReport | Finish
@@ -412,7 +414,7 @@ class Collector:
             finish_reason=finish.reason,
             usage=report.usage if report else Usage(),
             model=finish.model or model,
-            provider=provider,
+            provider=provider or finish.provider or "",
             request_id=finish.request_id,
             duration_seconds=time.perf_counter() - self._started,
             usage_reported=report is not None,
@@ -428,7 +430,7 @@ async def collect(stream: AsyncIterator[Item], *, provider: str = "", model: str
 
     Args:
         stream: What `LLMProvider.stream_request` returned; closed at the end.
-        provider: Fills `LLMResponse.provider`, which no item carries.
+        provider: Fills `LLMResponse.provider` where the `Finish` doesn't name it.
         model: What was asked for, used where the provider doesn't say who answered.
 
     Raises:

@@ -28,6 +28,7 @@ _SPOKEN = re.compile(
 )
 _LONGEST_WAIT = 400 * 86400.0
 _EPOCH_SECONDS = 1e9
+_FARTHEST = 1e13
 _EPOCH_MILLISECONDS = 1e12
 
 
@@ -35,12 +36,13 @@ def seconds(text: str) -> float | None:
     """A duration in seconds from `12ms`, `1.2s`, `6m0s`, `1h2m3s`, `2m59.56s` or a bare number of seconds."""
     text = text.strip().lower().replace("µ", "u")
     if _DURATION.fullmatch(text):
-        return sum(float(number) * _UNITS[unit] for number, unit in _PIECES.findall(text))
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return max(value, 0.0) if math.isfinite(value) else None
+        value = math.fsum(float(number) * _UNITS[unit] for number, unit in _PIECES.findall(text))
+    else:
+        try:
+            value = float(text)
+        except ValueError:
+            return None
+    return max(value, 0.0) if abs(value) < _FARTHEST else None
 
 
 def instant(text: str, now: int) -> int | None:
@@ -124,9 +126,10 @@ def rate_limits(headers: Headers, now: int) -> tuple[RateLimit, ...]:
 def whole_number(text: str) -> int | None:
     """A count from a header, or nothing."""
     try:
-        return int(float(text))
-    except (ValueError, OverflowError):
+        value = float(text)
+    except ValueError:
         return None
+    return int(value) if abs(value) < _FARTHEST else None
 
 
 def request_id(headers: Headers) -> str | None:

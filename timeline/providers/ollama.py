@@ -30,6 +30,7 @@ from timeline.providers.base import (
     ModelInfo,
     UsageReport,
 )
+from timeline.providers.counters import count
 from timeline.providers.failures import Complaint
 from timeline.providers.framing import Framer, NDJSONFramer
 from timeline.providers.http import Head, HTTPProvider, Parser
@@ -130,7 +131,7 @@ class ChatLineParser:
             text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments or {}).decode()
             number, self._calls = self._calls, self._calls + 1
             call_id = call.id if isinstance(call.id, str) and call.id else f"call_{number}"
-            yield Delta(text, "tool_call", number, call_id, str(function.name or ""))
+            yield Delta(text, "tool_call", number, call_id, function.name if isinstance(function.name, str) else "")
 
     def _finish(self, line: _Line, payload: bytes) -> Iterable[Item]:
         self.done = True
@@ -138,11 +139,12 @@ class ChatLineParser:
             self._remote.add(self._head.model)
         totals = msgspec.json.decode(payload)
         raw = {key: value for key, value in totals.items() if key not in _NOT_USAGE}
-        prompt, output = raw.get("prompt_eval_count"), raw.get("eval_count")
-        if prompt is not None or output is not None:
+        if "prompt_eval_count" in raw or "eval_count" in raw:
             # A zero is left out, so a missing one of the two is zero.
-            yield UsageReport(Usage(input=int(prompt or 0), output=int(output or 0)), raw)
+            yield UsageReport(Usage(input=count(raw, "prompt_eval_count"), output=count(raw, "eval_count")), raw)
         raw_reason = totals.get("done_reason")
+        if not isinstance(raw_reason, str):
+            raw_reason = None
         reason = _FINISH.get(raw_reason, "unknown") if raw_reason else "stop"
         yield Finish(
             "tool_calls" if self._calls and reason == "stop" else reason,
@@ -150,6 +152,7 @@ class ChatLineParser:
             model=line.model,
             request_id=self._head.request_id,
             rate_limits=self._head.rate_limits,
+            provider=self._head.speaker.name,
         )
 
 

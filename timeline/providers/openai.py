@@ -28,6 +28,7 @@ from timeline.providers.base import (
     TextPart,
     UsageReport,
 )
+from timeline.providers.counters import count
 from timeline.providers.failures import Complaint
 from timeline.providers.http import Head, HTTPProvider, Parser, Timeouts
 
@@ -99,13 +100,12 @@ _FINISH: dict[str, FinishReason] = {
 
 def read_usage(raw: Mapping[str, Any]) -> Usage:
     """OpenAI's counters made disjoint: `prompt_tokens` includes the cached ones."""
-    prompt_details = raw.get("prompt_tokens_details") or {}
-    output_details = raw.get("completion_tokens_details") or {}
-    prompt, output = _count(raw, "prompt_tokens"), _count(raw, "completion_tokens")
-    cache_read = _count(prompt_details, "cached_tokens") or _count(raw, "prompt_cache_hit_tokens")
-    cache_write = _count(prompt_details, "cache_write_tokens")
-    reasoning = _count(output_details, "reasoning_tokens")
-    if reasoning and _count(raw, "total_tokens") == prompt + output + reasoning:
+    prompt_details, output_details = raw.get("prompt_tokens_details"), raw.get("completion_tokens_details")
+    prompt, output = count(raw, "prompt_tokens"), count(raw, "completion_tokens")
+    cache_read = count(prompt_details, "cached_tokens") or count(raw, "prompt_cache_hit_tokens")
+    cache_write = count(prompt_details, "cache_write_tokens")
+    reasoning = count(output_details, "reasoning_tokens")
+    if reasoning and count(raw, "total_tokens") == prompt + output + reasoning:
         output += reasoning  # xAI counts reasoning beside completion_tokens, as its total shows.
     return Usage(
         input=max(prompt - cache_read - cache_write, 0),
@@ -114,11 +114,6 @@ def read_usage(raw: Mapping[str, Any]) -> Usage:
         output=output,
         reasoning=reasoning,
     )
-
-
-def _count(counters: Any, name: str) -> int:
-    value = counters.get(name) if isinstance(counters, dict) or hasattr(counters, "get") else None
-    return max(int(value), 0) if isinstance(value, int | float) else 0
 
 
 class ChatParser:
@@ -168,8 +163,8 @@ class ChatParser:
                         items += [self._call(call) for call in delta.tool_calls]
                     if delta.function_call is not None:
                         items.append(self._call(_ToolCall(0, None, delta.function_call)))
-                if choice.finish_reason:
-                    self._raw_reason = str(choice.finish_reason)
+                if choice.finish_reason and isinstance(choice.finish_reason, str):
+                    self._raw_reason = choice.finish_reason
         if chunk.usage or chunk.error is not None or chunk.x_groq is not None:
             self._read_rest(chunk, items)
         if self._model is None:
@@ -189,7 +184,7 @@ class ChatParser:
         function = call.function or call.custom or _Function()
         call_id = call.id if isinstance(call.id, str) and call.id else None
         calls, index = self._calls, call.index
-        if index is None:
+        if index is None or index < 0:
             # No index: a new id or a name begins a call, all else continues the last.
             known = call_id in calls if call_id else not function.name
             index = (calls.index(call_id) if call_id in calls else len(calls) - 1) if known and calls else len(calls)
@@ -235,6 +230,7 @@ class ChatParser:
                 model=self._model,
                 request_id=self._request_id,
                 rate_limits=self._head.rate_limits,
+                provider=self._head.speaker.name,
             ),
         )
 
