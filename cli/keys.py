@@ -42,7 +42,7 @@ def set_(
     Example: [bold]pass show openai | timeline keys set openai[/bold]
     """
     from timeline.config import load
-    from timeline.keys import KeyFile, checked, remove_from_keyring, store_in_keyring
+    from timeline.config.keys import KeyFile, checked, remove_from_keyring, store_in_keyring
 
     if context.args:
         # What stands there may be a key: it isn't repeated.
@@ -78,7 +78,7 @@ def set_(
 def list_(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """List whose keys there are and where each comes from; the first of a provider is used."""
     from timeline.config import KINDS, load
-    from timeline.keys import KeyFile
+    from timeline.config.keys import KeyFile
 
     config = load()
     kept = KeyFile(config.paths.keys_file).read()
@@ -114,7 +114,7 @@ def list_(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSO
 def remove(name: Name) -> None:
     """Remove a key that 'timeline keys set' has kept."""
     from timeline.config import find_paths
-    from timeline.keys import KeyFile, remove_from_keyring
+    from timeline.config.keys import KeyFile, remove_from_keyring
 
     kept = KeyFile(find_paths().keys_file)
     key = kept.read().get(name)

@@ -90,7 +90,7 @@ def _names(config: Config) -> list[str]:
 
 
 def _described(config: Config, name: str) -> dict[str, Any]:
-    from timeline.settings import masked
+    from timeline.config.settings import masked
 
     written = config.settings.llm_providers.get(name)
     row: dict[str, Any] = {

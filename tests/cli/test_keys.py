@@ -16,8 +16,8 @@ import pytest
 from support import answers
 from support.command import Backend, Home
 
+from timeline.config.keys import KeyFile
 from timeline.errors import ConfigError
-from timeline.keys import KeyFile
 
 KEY = "sk-proj-0123456789abcdefWXYZ"
 OTHER = "sk-other-0123456789abcdef9876"

@@ -11,8 +11,8 @@ from support.answers import FOREVER
 from support.command import Backend
 from support.loopback import Reply, Request, free_port
 
+from timeline.config.paths import find_paths
 from timeline.errors import NetworkError
-from timeline.paths import find_paths
 from timeline.providers import (
     AnthropicProvider,
     Delta,

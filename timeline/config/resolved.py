@@ -1,59 +1,32 @@
-"""Which settings there are, where they and the files lie, who wins over whom, and what a project may not set.
-
-Precedence, highest first: command line, environment, the project's `.timeline.yaml`, the user's
-`config.yaml`, built-in defaults. `${VAR}` and keys are resolved when a provider is used, not before.
-"""
+"""The settings in force and what follows from them: which model, which provider, which key, and from where each was taken."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import msgspec
 from msgspec import Struct
 
-from timeline.config_file import decode, nearest, read, where
-from timeline.errors import AmbiguousName, ConfigError, MissingKey, NotFound, TimelineError, UsageError
-from timeline.keys import FoundKey, KeyFile, checked, in_keyring, printed_by
-from timeline.paths import PROJECT_FILE, Paths, beside, find_paths
-from timeline.settings import (
-    DEFAULTS,
+from timeline.config.file import nearest, where
+from timeline.config.keys import FoundKey, KeyFile, checked, in_keyring, printed_by
+from timeline.config.paths import Paths, beside
+from timeline.config.settings import (
     KINDS,
-    SECRET,
     KeyPath,
     Kind,
-    Price,
     ProviderConfig,
     ResolvedProvider,
-    Routing,
     Settings,
-    StoreConfig,
     Task,
     fill,
     masked,
+    plugin_kinds,
 )
+from timeline.errors import AmbiguousName, ConfigError, MissingKey, NotFound, TimelineError, UsageError
 
-__all__ = [
-    "KINDS",
-    "PROJECT_FILE",
-    "Config",
-    "FoundKey",
-    "Kind",
-    "ModelRef",
-    "Paths",
-    "Price",
-    "ProviderConfig",
-    "ResolvedProvider",
-    "Routing",
-    "Setting",
-    "Settings",
-    "StoreConfig",
-    "find_paths",
-    "load",
-]
+__all__ = ["Config", "ModelRef", "Setting"]
 
 DEFAULT = "default"
 ENVIRONMENT = "TIMELINE_MODEL"
@@ -154,7 +127,7 @@ class Config:
         if listing:
             return ModelRef(listing[0], text)
         if provider and model:
-            if provider in _plugins():
+            if provider in plugin_kinds():
                 return ModelRef(provider, model)
             raise self._unknown(provider)
         hint = f"{provider}:MODEL" if provider and (colon or provider in KINDS) else "provider:model"
@@ -224,7 +197,7 @@ class Config:
         """
         written = self._written(name)
         kind = written.kind or name
-        if kind not in KINDS and kind not in _plugins():
+        if kind not in KINDS and kind not in plugin_kinds():
             what = f'no plugin "{kind}" is installed: install it or disable the provider with enabled: false'
             raise self._error(ConfigError, what, name, "kind")
         base_url = self._address(name, written) or KINDS.get(kind, Kind()).base_url
@@ -263,7 +236,7 @@ class Config:
             ConfigError: The address is none.
         """
         written = self.settings.llm_providers.get(name)
-        if written is None and name not in KINDS and name not in _plugins():
+        if written is None and name not in KINDS and name not in plugin_kinds():
             raise self._unknown(name)
         written = written or ProviderConfig()
         kind = written.kind or name
@@ -294,7 +267,7 @@ class Config:
 
     def _written(self, name: str) -> ProviderConfig:
         written = self.settings.llm_providers.get(name)
-        if written is None and name not in KINDS and name not in _plugins():
+        if written is None and name not in KINDS and name not in plugin_kinds():
             raise self._unknown(name)
         if written is not None and not written.enabled:
             raise self._error(ConfigError, f"{name} is disabled here: set it to true to use {name}", name, "enabled")
@@ -381,168 +354,9 @@ class Config:
         return error(where(self.source("llm_providers", *path), ("llm_providers", *path), what))
 
     def _unknown(self, name: str) -> NotFound:
-        known = sorted({*KINDS, *_plugins(), *self.settings.llm_providers})
+        known = sorted({*KINDS, *plugin_kinds(), *self.settings.llm_providers})
         entry = f"{name}: {{kind: openai, base_url: ...}}"
         return NotFound(
             f'there is no provider "{name}": {nearest(name, known)} (any server of OpenAI\'s format can be added'
             f" as {entry} under llm_providers in {self.paths.config_file})"
         )
-
-
-# ------------------------------------------------------------------ loading
-
-
-def load(
-    paths: Paths | None = None,
-    environ: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> Config:
-    """Read the files and the environment; uses no network and runs no command.
-
-    Args:
-        paths: By default what `find_paths(environ, cwd)` gives.
-        environ: Where `${VAR}` and keys are looked up, also later; by default the process's own.
-        cwd: By default the working directory.
-        overrides: Settings of the command line, in the shape of a file's; they win.
-
-    Raises:
-        ConfigError: A file, key path or value is wrong.
-    """
-    environ = os.environ if environ is None else environ
-    paths = paths or find_paths(environ, cwd)
-    user, project = _layer(paths.config_file), _layer(paths.project_file)
-    _refuse_in_project(project, paths)
-    model = environ.get(ENVIRONMENT, "").strip()
-    layers = {
-        DEFAULT: DEFAULTS,
-        str(paths.config_file): user,
-        str(paths.project_file): project,
-        ENVIRONMENT: {"routing_strategy": {"default": model}} if model else {},
-        COMMAND_LINE: overrides or {},
-    }
-    merged: dict[str, Any] = {}
-    values: dict[KeyPath, tuple[Any, str]] = {}
-    for source, layer in layers.items():
-        _merge(merged, layer, source, values)
-    settings = decode("the settings together", merged, Settings, secret=SECRET)
-    listed = frozenset(user.get("llm_providers", {}))
-    config = Config(settings, paths, values=values, listed=listed, environ=environ)
-    for name, provider in settings.llm_providers.items():
-        _check(config, name, provider)
-    for model in settings.prices:
-        _check_priced(config, model)
-    if settings.store.path:
-        config.paths = msgspec.structs.replace(paths, store=_store_path(config, settings.store.path, environ))
-    return config
-
-
-def _layer(path: Path | None) -> dict[str, Any]:
-    """A file's settings, each of the right type; a section with nothing under it counts as not written."""
-    if path is None:
-        return {}
-    values = {key: value for key, value in read(path).items() if value is not None or key not in SECTIONS}
-    providers = values.get("llm_providers")
-    if isinstance(providers, dict):
-        values["llm_providers"] = {name: {} if value is None else value for name, value in providers.items()}
-    decode(str(path), values, Settings, secret=SECRET)
-    return values
-
-
-def _leaves(values: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and (value or not path):
-            yield from _leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
-
-
-def _merge(into: dict[str, Any], layer: Mapping[str, Any], source: str, values: dict[KeyPath, tuple[Any, str]]) -> None:
-    """Lay one source over the others: mappings are merged, anything else replaces what was there."""
-    for path, value in _leaves(layer):
-        target = into
-        for key in path[:-1]:
-            if not isinstance(target.get(key), dict):
-                target[key] = {}
-            target = target[key]
-        if value == {} and isinstance(target.get(path[-1]), dict):
-            continue
-        target[path[-1]] = value
-        for known in [known for known in values if known[: len(path)] == path or path[: len(known)] == known]:
-            del values[known]
-        values[path] = value, source
-
-
-def _refuse_in_project(values: Mapping[str, Any], paths: Paths) -> None:
-    """A project file comes with a cloned repository, so it may choose and restrict, and nothing else.
-
-    Anything more could run a command, send a key or a prompt to another server, put the record
-    elsewhere, or load a file into the engine.
-    """
-    for path, value in _leaves(values):
-        match path:
-            case ("routing_strategy", *_):
-                continue
-            case ("llm_providers", _, "enabled") if value is False:
-                continue
-            case ("offline",) if value is True:
-                continue
-        what = f"a project file may not set this, as it comes with the repository: put it into {paths.config_file}"
-        raise ConfigError(where(str(paths.project_file), path, what))
-
-
-def _check(config: Config, name: str, provider: ProviderConfig) -> None:
-    """What a type can't say about an entry of `llm_providers`."""
-
-    def wrong(what: str, *path: str) -> NoReturn:
-        full = ("llm_providers", name, *path)
-        raise ConfigError(where(config.source(*full), full, what))
-
-    if ":" in name:
-        wrong("expected a name without a colon, which separates provider:model")
-    if provider.kind is None and name not in KINDS and provider.enabled and name not in _plugins():
-        wrong(f"expected the API that {name} speaks ({', '.join(KINDS)}), got nothing", "kind")
-    if provider.kind is not None and _mistyped(provider.kind):
-        wrong(f'unknown kind "{provider.kind}": {nearest(provider.kind, list(KINDS))}', "kind")
-    if provider.options and (provider.kind or name) in KINDS:
-        wrong("expected no options: only plugins take them", "options")
-    if provider.api_key is not None and provider.key_cmd is not None:
-        wrong("expected api_key or key_cmd, got both: remove one", "key_cmd")
-    files = [path for path in provider.models.values() if path] if isinstance(provider.models, dict) else []
-    if files and (provider.kind or name) != "embedded":
-        wrong("expected a list of names: only embedded models have a file", "models")
-
-
-def _plugins() -> frozenset[str]:
-    """The names of the installed provider plugins, each a kind of its own."""
-    from timeline.entry_points import PROVIDERS, installed
-
-    return frozenset(entry.name for entry in installed(PROVIDERS))
-
-
-def _mistyped(kind: str) -> bool:
-    """Whether a kind is nearly a built-in one; a plugin that isn't installed now is left for its use to meet."""
-    import difflib
-
-    return kind not in KINDS and bool(difflib.get_close_matches(kind, KINDS, 1)) and kind not in _plugins()
-
-
-def _check_priced(config: Config, text: str) -> None:
-    """A price is for a model of a provider: with a typo it would be for nobody, without a word."""
-    provider, _, model = text.partition(":")
-    known = sorted({*KINDS, *config.settings.llm_providers})
-    if model and (provider in known or provider in _plugins()):
-        return
-    what = f"expected provider:model: {nearest(provider, known)}" if model else "expected provider:model as the key"
-    raise ConfigError(where(config.source("prices", text), ("prices", text), what))
-
-
-def _store_path(config: Config, text: str, environ: Mapping[str, str]) -> Path:
-    path = ("store", "path")
-    try:
-        return beside(config.source(*path), fill(text, environ))
-    except LookupError as exc:
-        what = f"the environment variable {exc.args[0]} is not set: set it or write the path out"
-    except ValueError as exc:
-        what = str(exc)
-    raise ConfigError(where(config.source(*path), path, what))

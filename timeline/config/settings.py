@@ -24,6 +24,7 @@ __all__ = [
     "Task",
     "fill",
     "masked",
+    "plugin_kinds",
 ]
 
 SECRET = frozenset({"api_key", "headers", "options"})
@@ -238,3 +239,10 @@ def masked(path: KeyPath, value: Any) -> Any:
     if path[-1] == "base_url":
         return re.sub(r"(?<=//)[^/]*@", "***@", re.sub(r"\?.*", "?***", value))
     return value
+
+
+def plugin_kinds() -> frozenset[str]:
+    """The names of the installed provider plugins, each a kind of its own."""
+    from timeline.entry_points import PROVIDERS, installed
+
+    return frozenset(entry.name for entry in installed(PROVIDERS))

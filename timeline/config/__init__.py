@@ -1,0 +1,41 @@
+"""Which settings there are, where they and the files lie, who wins over whom, and what a project may not set.
+
+Precedence, highest first: command line, environment, the project's `.timeline.yaml`, the user's
+`config.yaml`, built-in defaults. `${VAR}` and keys are resolved when a provider is used, not before.
+"""
+
+from __future__ import annotations
+
+from timeline.config.keys import FoundKey
+from timeline.config.loading import load
+from timeline.config.paths import PROJECT_FILE, Paths, find_paths
+from timeline.config.resolved import Config, ModelRef, Setting
+from timeline.config.settings import (
+    KINDS,
+    Kind,
+    Price,
+    ProviderConfig,
+    ResolvedProvider,
+    Routing,
+    Settings,
+    StoreConfig,
+)
+
+__all__ = [
+    "KINDS",
+    "PROJECT_FILE",
+    "Config",
+    "FoundKey",
+    "Kind",
+    "ModelRef",
+    "Paths",
+    "Price",
+    "ProviderConfig",
+    "ResolvedProvider",
+    "Routing",
+    "Setting",
+    "Settings",
+    "StoreConfig",
+    "find_paths",
+    "load",
+]
