@@ -7,11 +7,13 @@ import json
 import os
 import random
 import selectors
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,7 +96,8 @@ def kill_all(victims: list[Victim]) -> None:
             for victim in [
                 victim for victim in left if due.get(id(victim), FOREVER + time.monotonic()) <= time.monotonic()
             ]:
-                victim.process.send(signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    victim.process.send(signal.SIGKILL)
                 victim.killed_at = time.monotonic()
                 left.remove(victim)
     for victim in victims:
@@ -165,13 +168,51 @@ def test_kill_during_the_first_start_leaves_a_file_that_opens(tmp_path: Path, ho
         env = {"TIMELINE_HOME": str(folder)}
         process = home.start("ask", "hi", env=env)
         time.sleep(chance.uniform(0.005, 0.25))
-        process.send(signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            process.send(signal.SIGKILL)
         process.wait()
 
         again = home.run("ask", "hi", env=env)
         checked = home.run("store", "verify", env=env)
 
         assert (0, 0) == (again.code, checked.code), (number, again.err, checked.err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("sessions", "forget", "secret question", "--yes"), ("store", "rebuild")])
+def test_kill_while_the_file_is_rewritten_leaves_it_whole(
+    tmp_path: Path, home: Home, backend: Backend, command: tuple[str, ...]
+) -> None:
+    backend.says(answer(*(f"secret {number} " for number in range(200))))
+    assert 0 == home.run("ask", "secret question").code
+    backend.says(answer("kept"))
+    assert 0 == home.run("ask", "kept question").code
+    rows = home.events()
+    report = home.run("report", "--json").out
+    chance = random.Random(SEED)
+    for number in range(8):
+        folder = tmp_path / f"copy-{number}"
+        shutil.copytree(home.path, folder)
+        env = {"TIMELINE_HOME": str(folder)}
+        process = home.start(*command, env=env)
+        time.sleep(chance.uniform(0.05, 0.3))
+        with suppress(ProcessLookupError):
+            process.send(signal.SIGKILL)
+        process.wait()
+
+        checked = home.run("store", "verify", env=env)
+        assert 0 == checked.code, checked.err
+        assert report == home.run("report", "--json", env=env).out
+        with sqlite3.connect(folder / "timeline.db") as conn:
+            digests = [row[0] for row in conn.execute("SELECT digest FROM events ORDER BY position")]
+        assert [row["digest"] for row in rows] == digests[: len(rows)]
+        conn.close()
+
+    if command[0] == "sessions":
+        # What was begun can be finished, wherever it was cut off.
+        assert 0 == home.run("sessions", "forget", rows[0]["session_id"], "--yes", env=env).code
+        left = b"".join(path.read_bytes() for path in folder.glob("timeline.db*"))
+        assert (False, True) == (b"secret 7 " in left, b"kept question" in left)
 
 
 # ------------------------------------------------------------------ once, looked at closely
