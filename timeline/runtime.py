@@ -144,12 +144,13 @@ class Timeline:
             the turn failed.
 
         Raises:
-            NotFound, AmbiguousName, ConfigError, MissingKey: Nothing was asked or recorded.
+            UsageError, NotFound, AmbiguousName, ConfigError, MissingKey: Nothing was asked or recorded.
             StoreError: It can't be recorded.
         """
         if not prompt.strip() and not files:
             msg = "there is nothing to ask: give a prompt as an argument or on standard input"
             raise UsageError(msg)
+        _check_text(prompt, system or "", *(file.body for file in files if isinstance(file.body, str)))
         route, why = self.config.choose(model)
         provider = self._providers.get(route.provider)
         if any(isinstance(file.body, bytes) for file in files) and not provider.capabilities.images:
@@ -302,6 +303,16 @@ class Timeline:
 def _abandoned(conn: Connection) -> tuple[list[OpenAttempt], list[OpenTurn]]:
     attempts = [attempt for attempt in open_attempts(conn) if not is_alive(attempt.owner)]
     return attempts, [turn for turn in open_turns(conn) if not is_alive(turn.owner)]
+
+
+def _check_text(*texts: str) -> None:
+    """Refuse half a character: no JSON and no file can hold it."""
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as exc:
+        msg = f"the text holds half of a character (U+{ord(exc.object[exc.start]):04X}): decode its source as UTF-16 or UTF-8"
+        raise UsageError(msg) from exc
 
 
 def _title(prompt: str) -> str:

@@ -120,7 +120,7 @@ async def answer_directly(
         call = manager.stream(provider, request, context, opening=opening, contents=bodies)
         async with aclosing(call) as items:
             async for item in items:
-                if not isinstance(item, CallEnd):
+                if type(item) is Delta or not isinstance(item, CallEnd):
                     yield item
                     continue
                 # Enqueued before the call's own end is awaited: both are one transaction.
@@ -176,7 +176,8 @@ def _call(
     request = LLMRequest(
         model=ask.model,
         messages=(*(past for past, _ in ask.past), user_message(ask.prompt, ask.files)),
-        system=ask.system,
+        # An empty one ends the session's, and is no message.
+        system=ask.system or None,
         temperature=ask.temperature,
         max_tokens=ask.max_tokens,
         seed=ask.seed,
