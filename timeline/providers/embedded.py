@@ -21,7 +21,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import ClassVar
 
-from timeline.errors import ModelNotFound, ModelUnavailable, ProviderError, TimelineError
+from timeline.errors import (
+    BrokenStream,
+    ModelNotFound,
+    ModelUnavailable,
+    NetworkError,
+    ProviderError,
+    TimelineError,
+)
 from timeline.providers import llama_process
 from timeline.providers.base import Capabilities, Item, LLMProvider, LLMRequest, LLMResponse, ModelInfo, collect
 from timeline.providers.gguf import read_header
@@ -40,6 +47,8 @@ PATIENCE = Timeouts(connect=None, first_byte=None, between_chunks=None, total=No
 
 EACH_BY_ITSELF = {"connection": "close"}
 """A connection per request: llama.cpp closes one that was idle for 5 s, at times just when it is used again."""
+
+DYING_SECONDS = 1.0
 
 ENVIRONMENT = {
     # Threads that wait for one another spin this often before they sleep. libgomp's 300,000 make 10 processes
@@ -111,10 +120,16 @@ class EmbeddedProvider(LLMProvider):
             ModelUnavailable: The model can't be fetched or loaded.
             ProviderError: The attempt failed.
         """
-        server = await self._server(request.model)
-        async with aclosing(server.stream_request(request)) as items:
-            async for item in items:
-                yield item
+        engine = await self._engine(request.model)
+        try:
+            async with aclosing(engine.server.stream_request(request)) as items:
+                async for item in items:
+                    yield item
+        except (NetworkError, BrokenStream) as exc:
+            if (how := await asyncio.to_thread(engine.end_of_process)) is None:
+                raise
+            msg = f"the process of the embedded model {request.model} {how}: ask again, and the model is loaded anew"
+            raise type(exc)(msg, provider=self.name) from exc
 
     async def get_available_models(self) -> list[ModelInfo]:
         """The configured models, but for those whose file isn't there.
@@ -151,7 +166,7 @@ class EmbeddedProvider(LLMProvider):
             ModelNotFound: It isn't configured.
             ModelUnavailable: It can't be fetched or loaded.
         """
-        await self._server(model if model is not None else next(iter(self._store.names), ""))
+        await self._engine(model if model is not None else next(iter(self._store.names), ""))
 
     async def warm_up(self, model: str | None = None) -> None:
         """As `load`; what goes wrong is left for the first request to meet."""
@@ -167,12 +182,12 @@ class EmbeddedProvider(LLMProvider):
         for engine in engines.values():
             await engine.aclose()
 
-    async def _server(self, model: str) -> OpenAIProvider:
-        """The server of a model, running; concurrent callers wait for one load."""
+    async def _engine(self, model: str) -> _Engine:
+        """A model, loaded; concurrent callers wait for one load."""
         engine = self._engines.get(model)
         if engine is not None:
             if engine.alive:
-                return engine.server
+                return engine
             del self._engines[model]
             await engine.aclose()
         shared = self._loading.get(model)
@@ -182,7 +197,7 @@ class EmbeddedProvider(LLMProvider):
                 raise ModelNotFound(msg, provider=self.name)
             shared = self._loading[model] = _Shared(asyncio.create_task(self._load(model)))
         try:
-            return (await shared.result()).server
+            return await shared.result()
         finally:
             if self._loading.get(model) is shared and not shared.usable:
                 del self._loading[model]
@@ -273,6 +288,12 @@ class _Engine:
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
+
+    def end_of_process(self) -> str | None:
+        """How the process ended, None if it runs. It may take a moment to be gone after its connections are."""
+        with suppress(subprocess.TimeoutExpired):
+            return _how(self._process.wait(DYING_SECONDS)) if self._process is not None else None
+        return None
 
     def start(self) -> None:
         """Start the process and wait until it serves, however long that takes; for a thread of its own.
@@ -380,7 +401,11 @@ def _reason(complaints: list[str], status: int) -> str:
         if line.startswith(llama_process.FAILED.decode()):
             why = line.removeprefix(llama_process.FAILED.decode())
             return f"{why}, which Debian and Ubuntu have in the package libgomp1" if "libgomp" in why else why
-    return f"its process was ended by signal {-status}" if status < 0 else f"its process ended with status {status}"
+    return f"its process {_how(status)}"
+
+
+def _how(status: int) -> str:
+    return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
 def _require_engine() -> None:
