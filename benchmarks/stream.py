@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 STREAMS = 4
+HOME = tempfile.TemporaryDirectory(prefix="timeline-stream-")
 MESSAGES = [{"role": "user", "content": "Tell me a long story."}]
 WORDS = [
     "the",
@@ -196,9 +197,30 @@ async def llm(url: str) -> Stream:
     return stream
 
 
+async def recorded(url: str) -> Callable[[], AsyncIterator[Any]]:
+    """What `timeline ask` does: our provider, every delta and its time durably in the event file."""
+    from timeline import Timeline
+    from timeline.config import find_paths, load
+    from timeline.providers.pool import Providers
+
+    environ = {"TIMELINE_HOME": HOME.name}
+    server = {"kind": "openai", "base_url": f"{url}/v1", "local": True}
+    config = load(find_paths(environ, Path("/")), environ, Path("/"), {"llm_providers": {"bench": server}})
+    opened = Timeline.open(providers=Providers(config))
+    # Open until this process ends.
+    timeline = await opened.__aenter__()
+
+    def stream() -> AsyncIterator[Any]:
+        return timeline.ask(MESSAGES[0]["content"], model="bench:gpt-4o-mini")
+
+    stream.opened = opened
+    return stream
+
+
 CLIENTS: dict[str, tuple[Callable[[str], Any], str]] = {
     "raw": (raw, "httpx"),
     "provider": (provider, "llm-timeline"),
+    "recorded": (recorded, "llm-timeline"),
     "openai": (openai, "openai"),
     "llm": (llm, "llm"),
     "any-llm": (any_llm, "any-llm-sdk"),
@@ -254,7 +276,7 @@ def compare(chunks: int, rounds: int, gap: float, names: list[str]) -> None:
             server.kill()
 
     print(f"{platform.platform()}, {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
-    print(", ".join(f"{package} {installed(package)}" for _, package in (CLIENTS[name] for name in names)))
+    print(", ".join(f"{package} {installed(package)}" for package in dict.fromkeys(CLIENTS[name][1] for name in names)))
     print(
         f"httpcore {installed('httpcore')}, h11 {installed('h11')}, h2 {'used' if find_spec('h2') else 'not installed'}"
     )

@@ -630,9 +630,8 @@ class Clock:
         """µs since the epoch, UTC."""
         return time.time_ns() // 1000
 
-    def monotonic(self) -> float:
-        """Seconds on a clock that never goes back."""
-        return time.perf_counter()
+    monotonic: Callable[[], float] = staticmethod(time.perf_counter)
+    """Seconds on a clock that never goes back; read for every delta, so without a step of our own."""
 
     def random_bits(self, bits: int) -> int:
         """That many random bits."""

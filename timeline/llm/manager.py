@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -123,12 +124,13 @@ class LLMManager:
             async for event in attempt.begin(opening, contents):
                 yield event
             source = provider.stream_request(request) if context.stream else _batch(provider, request)
+            take, committed = attempt.take, attempt.committed
             async with aclosing(source) as items:  # type: ignore[type-var]
                 async for item in items:
-                    if attempt.take(item):
+                    if take(item):
                         yield item  # type: ignore[misc]
-                    while attempt.committed:
-                        for event in await attempt.committed.popleft():
+                    if committed.some:
+                        for event in committed.pop():
                             yield event
             await attempt.priced()
             end = attempt.complete()
@@ -148,19 +150,26 @@ class LLMManager:
 
 
 class _Commits:
-    """Futures of what was enqueued, in order; true when the first is done."""
+    """Futures of what was enqueued, in order. `some` is true when one is done: it is asked with every delta."""
 
     def __init__(self) -> None:
         self._futures: deque[asyncio.Future[list[Event]]] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._futures) and self._futures[0].done()
+        self.some = False
 
     def push(self, future: asyncio.Future[list[Event]]) -> None:
         self._futures.append(future)
+        future.add_done_callback(self._done)
 
-    async def popleft(self) -> list[Event]:
-        return await self._futures.popleft()
+    def _done(self, _: asyncio.Future[list[Event]]) -> None:
+        self.some = True
+
+    def pop(self) -> list[Event]:
+        """What was committed since the last time; raises what an append failed with."""
+        self.some = False
+        events: list[Event] = []
+        while self._futures and self._futures[0].done():
+            events += self._futures.popleft().result()
+        return events
 
     def drain(self) -> list[asyncio.Future[list[Event]]]:
         futures = list(self._futures)
@@ -190,6 +199,7 @@ class _Attempt:
         self._number = 1
         self._sent = False
         self._sent_at = clock.now()
+        self._monotonic = clock.monotonic
         self._started = clock.monotonic()
         self._first_delta: float | None = None
         self._last_delta = self._started
@@ -199,7 +209,7 @@ class _Attempt:
         self._answer: list[str] = []
         # The window that is open.
         self._texts: list[str] = []
-        self._gaps: list[int] = []
+        self._times: list[float] = []
         self._kind: DeltaKind = "text"
         self._first_index = 0
         self._characters = 0
@@ -247,18 +257,13 @@ class _Attempt:
     def take(self, item: Item) -> bool:
         """Record an item of the provider's; whether it is one to show."""
         if type(item) is Delta:
-            now = self._clock.monotonic()
-            if self._first_delta is None:
-                self._first_delta = now
+            now = self._monotonic()
             if item.kind != self._kind:
                 self.flush()
                 self._kind = item.kind
             text = item.text if item.kind != "tool_call" else _tool_fragment(item)
-            if item.kind == "text":
-                self._answer.append(text)
             self._texts.append(text)
-            self._gaps.append(int((now - self._last_delta) * 1_000_000))
-            self._last_delta = now
+            self._times.append(now)
             self._characters += len(text)
             if now >= self._due or self._characters >= WINDOW_CHARACTERS:
                 self.flush()
@@ -278,18 +283,25 @@ class _Attempt:
             self._timer = None
         if not self._texts:
             return
-        self._due = self._clock.monotonic() + WINDOW_SECONDS
+        self._due = self._monotonic() + WINDOW_SECONDS
+        if self._first_delta is None:
+            self._first_delta = self._times[0]
+        if self._kind == "text":
+            self._answer += self._texts
         if not self._context.private:
             chunk = ChunkReceived(
                 first=self._first_index,
                 texts=tuple(self._texts),
-                gaps_us=tuple(self._gaps),
+                gaps_us=tuple(
+                    int((now - last) * 1_000_000) for last, now in pairwise((self._last_delta, *self._times))
+                ),
                 kind=self._kind,
                 attempt=self._number,
             )
             self.committed.push(self._enqueue(chunk))
         self._first_index += len(self._texts)
-        self._texts, self._gaps, self._characters = [], [], 0
+        self._last_delta = self._times[-1]
+        self._texts, self._times, self._characters = [], [], 0
 
     # -------------------------------------------------------------- its one end
 
@@ -302,7 +314,7 @@ class _Attempt:
         if self._finish is None:
             msg = f"{self._provider.name} ended its answer without saying that it is whole: ask again"
             raise BrokenStream(msg, provider=self._provider.name)
-        finish, text = self._finish, "".join(self._answer)
+        finish, text = self._finish, self._text()
         usage = self._usage.usage if self._usage else self._estimate(text)
         done = ResponseCompleted(
             attempt=self._number,
@@ -324,7 +336,7 @@ class _Attempt:
 
     def fail(self, exc: TimelineError) -> CallEnd:
         """The provider, the way to it, or the model's file failed."""
-        text = "".join(self._answer)
+        text = self._text()
         usage = self._usage.usage if self._usage else self._estimate(text) if text else None
         failed = CallFailed(
             attempt=self._number,
@@ -343,7 +355,7 @@ class _Attempt:
         """The caller stopped it."""
         if not self._sent:
             return
-        usage = self._usage.usage if self._usage else self._estimate("".join(self._answer))
+        usage = self._usage.usage if self._usage else self._estimate(self._text())
         self._end(
             CallInterrupted(
                 attempt=self._number,
@@ -354,6 +366,11 @@ class _Attempt:
                 duration_us=self._elapsed(),
             )
         )
+
+    def _text(self) -> str:
+        """The answer as far as it came; the window that is open is put in line."""
+        self.flush()
+        return "".join(self._answer)
 
     def _end(self, data: EventData) -> None:
         self.flush()
