@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from typing import Any, TypedDict
 
 READY = b"timeline: ready at "
@@ -51,7 +52,8 @@ def end_with_parent(lifeline: int) -> None:
     """
     import fcntl
 
-    if hasattr(fcntl, "F_SETOWN") and hasattr(os, "O_ASYNC"):
+    # Where a system has no such signal for pipes, the process ends when the model is loaded, or refused.
+    with suppress(AttributeError, OSError):
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
@@ -66,12 +68,10 @@ def processors() -> int | None:
 
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:  # noqa: PTH123 - pathlib would be one import more
-            quota, _, period = file.read().partition(" ")
+    # No such file, or `max` in it: no quota.
+    with suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:  # noqa: PTH123
+        quota, _, period = file.read().partition(" ")
         allowed = min(allowed, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass  # No control group, or `max`: no quota.
     return allowed if allowed < cores else None
 
 
