@@ -27,6 +27,7 @@ def main() -> None:
         code = 128 + signal.SIGINT
     # Python's own end is no place to be interrupted: it would complain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _flush()
     sys.exit(code)
 
 
@@ -40,3 +41,14 @@ def _open_streams() -> None:
             if null != number:
                 os.dup2(null, number)
             setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+def _flush() -> None:
+    """Nobody may be left to read; then Python's own end has nothing more to say to them."""
+    import os
+
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

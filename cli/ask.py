@@ -255,14 +255,15 @@ class _Answer(_Shown):
         self._stop_waiting()
         if delta.kind == "reasoning":
             if not self._quiet:
-                output.stderr().print(delta.text, style="dim", end="", markup=False, soft_wrap=True)
+                text = output.harmless(delta.text, output.stderr())
+                output.stderr().print(text, style="dim", end="", markup=False, soft_wrap=True)
                 self._reasoning = True
             return
         self._end_reasoning()
         if self._markdown is not None:
-            self._markdown.feed(delta.text)
+            self._markdown.feed(output.harmless(delta.text, output.stdout()))
             return
-        sys.stdout.write(delta.text)
+        sys.stdout.write(output.harmless(delta.text, output.stdout()) if sys.stdout.isatty() else delta.text)
         sys.stdout.flush()
         self._last = delta.text[-1:] or self._last
 

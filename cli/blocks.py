@@ -57,7 +57,7 @@ def draw_turn(console: Console, turn: Turn, bodies: Mapping[str, str | bytes]) -
     answer = turn.answer
     if answer is not None and answer.text:
         if console.is_terminal:
-            console.print(Markdown(answer.text))
+            console.print(Markdown(output.harmless(answer.text, console)))
         else:
             sys.stdout.write(answer.text + ("" if answer.text.endswith("\n") else "\n"))
     _draw_end(console, turn)
@@ -79,7 +79,7 @@ async def play_turn(console: Console, turn: Turn, bodies: Mapping[str, str | byt
         for fragment in answer.fragments:
             await asyncio.sleep(fragment.gap_us / 1_000_000 / speed)
             if fragment.kind == "text":
-                sys.stdout.write(fragment.text)
+                sys.stdout.write(output.harmless(fragment.text, console))
                 sys.stdout.flush()
                 last = fragment.text or last
         if last and not last.endswith("\n"):
@@ -88,11 +88,11 @@ async def play_turn(console: Console, turn: Turn, bodies: Mapping[str, str | byt
 
 
 def _draw_question(console: Console, turn: Turn, bodies: Mapping[str, str | bytes]) -> None:
-    prompt = bodies.get(turn.prompt or "", NOT_RECORDED)
-    console.print(Text.assemble(("❯ ", "bold cyan"), (str(prompt), "bold")), soft_wrap=True)
-    for item in turn.attachments:
-        console.print(Text(f"  + {item.name or NOT_RECORDED} ({item.size} bytes)", style="dim"), soft_wrap=True)
-    console.print(Text(f"  {usage_line(turn)}", style="dim"), soft_wrap=True)
+    prompt = output.harmless(str(bodies.get(turn.prompt or "", NOT_RECORDED)), console)
+    console.print(Text.assemble(("❯ ", "bold cyan"), (prompt, "bold")), soft_wrap=True)
+    lines = [f"  + {item.name or NOT_RECORDED} ({item.size} bytes)" for item in turn.attachments]
+    for line in (*lines, f"  {usage_line(turn)}"):
+        console.print(Text(output.harmless(line, console), style="dim"), soft_wrap=True)
 
 
 def _draw_end(console: Console, turn: Turn) -> None:
@@ -101,7 +101,8 @@ def _draw_end(console: Console, turn: Turn) -> None:
     if turn.private or (turn.state == "completed" and not said):
         console.print(Text(NOT_RECORDED, style="dim"))
     if turn.error is not None:
-        console.print(Text.assemble(("✗ ", "bold red"), turn.error.message), soft_wrap=True)
+        message = output.harmless(turn.error.message, console)
+        console.print(Text.assemble(("✗ ", "bold red"), message), soft_wrap=True)
     elif turn.state == "interrupted":
         words = {
             "sigint": "interrupted with Ctrl-C",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.control import Control
 from rich.live import Live
 from rich.markdown import Markdown
+from rich.segment import ControlType
 
 __all__ = ["StreamingMarkdown"]
 
@@ -36,6 +38,8 @@ class StreamingMarkdown:
             # A block taller than the screen can't be redrawn in place: show its end.
             lines = self._open.splitlines()[-(self._console.height - 2) :]
             self._live.update(Markdown("\n".join(lines)), refresh=True)
+            # Lines are padded to the right edge: what is typed meanwhile would be echoed into the next one.
+            self._console.control(Control(ControlType.CARRIAGE_RETURN))
 
     def close(self) -> None:
         """Print what is left for good."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import os
@@ -20,6 +21,7 @@ __all__ = [
     "columns",
     "emit_json",
     "fail",
+    "harmless",
     "json_errors",
     "notice",
     "seconds",
@@ -56,7 +58,20 @@ def notice(text: str) -> None:
     """A line on stderr, dimmed on a terminal."""
     from rich.text import Text
 
-    stderr().print(Text(text, style="dim"), soft_wrap=True)
+    stderr().print(Text(harmless(text, stderr()), style="dim"), soft_wrap=True)
+
+
+def harmless(text: str, console: Console) -> str:
+    """Text from elsewhere as a console may show it: on a terminal, control characters are signs, not commands.
+
+    An answer could else set the window's title, clear the screen or fill the clipboard
+    (https://invisible-island.net/xterm/ctlseqs/ctlseqs.html). What isn't a terminal gets the text as it is.
+    """
+    return text.translate(_SIGNS) if console.is_terminal else text
+
+
+_SIGNS: dict[int, int | None] = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_SIGNS |= {0x7F: 0x2421, ord("\r"): None} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def json_errors(wanted: bool) -> None:  # noqa: FBT001  the value of a --json flag
@@ -72,7 +87,9 @@ def fail(exc: TimelineError) -> int:
     else:
         from rich.text import Text
 
-        stderr().print(Text.assemble(("Error: ", "bold red"), str(exc)), soft_wrap=True)
+        # Where nobody is left to be told, the exit code still tells it.
+        with contextlib.suppress(OSError):
+            stderr().print(Text.assemble(("Error: ", "bold red"), harmless(str(exc), stderr())), soft_wrap=True)
     return exc.exit_code
 
 

@@ -93,6 +93,7 @@ def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, 
     space = output.stdout().width - sum(width + 2 for width in widths) - max(map(len, costs)) - 6
     for index, row in enumerate(rows):
         group = f"{row.group[:13]} {titles[row.group]}" if row.group in titles else row.group
+        group = output.harmless(group, output.stdout())
         table.add_row(
             group if len(group) <= space else f"{group[: max(space - 1, 1)]}…",
             *(f"{getattr(row, name):,}" for _, name in columns),

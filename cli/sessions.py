@@ -64,7 +64,9 @@ def list_(
     # Ids made within the same seconds share their head: show as much as tells them apart.
     shown = _distinct([row.id for row in found])
     for row in found:
-        table.add_row(row.id[:shown], output.when(row.last_at), str(row.turns), row.title or "–")
+        table.add_row(
+            row.id[:shown], output.when(row.last_at), str(row.turns), output.harmless(row.title or "–", output.stdout())
+        )
     output.stdout().print(table)
 
 
@@ -94,9 +96,8 @@ def show(
     from .blocks import draw_turn
 
     console = output.stdout()
-    console.print(
-        Text(f"{found.session_id}  {output.when(found.started_at)}  {found.title or ''}", style="bold"), soft_wrap=True
-    )
+    head = f"{found.session_id}  {output.when(found.started_at)}  {found.title or ''}"
+    console.print(Text(output.harmless(head, console), style="bold"), soft_wrap=True)
     for turn in found.turns:
         console.print()
         draw_turn(console, turn, bodies)
@@ -149,7 +150,7 @@ def forget(
 
 def _agreed(question: str) -> bool:
     """Ask on stderr; the answer comes from standard input, a terminal or not."""
-    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.write(f"{output.harmless(question, output.stderr())} [y/N] ")
     sys.stderr.flush()
     answer = sys.stdin.readline()
     if not answer:

@@ -242,7 +242,7 @@ class Timeline:
 
     async def rename(self, name: str, title: str) -> None:
         """Give a session another title."""
-        await self.store.append([self._event(await self.find(name), SessionRenamed(title))])
+        await self.store.append([self._event(await self.find(name), SessionRenamed(" ".join(title.split())))])
 
     async def forget(self, name: str) -> int:
         """Remove what was said in a session from every page of the file; what it used and cost stays.
