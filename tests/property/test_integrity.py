@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -73,10 +74,10 @@ def flip(path: Path, data: bytes, at: int, mask: int, position: int) -> None:
     """Change a byte of an event's data in the file itself, wherever SQLite has put it."""
     changed = data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :]
     raw = path.read_bytes()
-    # An event's id stands right before its other fields and its data in the same cell.
+    # The id stands in an index, too; before its other fields and its data it stands but once.
     ((id_,),) = look(path, "SELECT event_id FROM events WHERE position = ?", position)
-    cell = raw.find(id_.encode() + b"a") if raw.find(id_.encode() + b"a") >= 0 else raw.find(id_.encode())
-    start = raw.find(data[:64], cell)
+    cells = [found.start() for found in re.finditer(re.escape(id_.encode()), raw)]
+    start = max(raw.find(data[:64], cell, cell + 250) for cell in cells)
     assert start >= 0
     if raw[start : start + len(data)] == data:
         path.write_bytes(raw[: start + at] + changed[at : at + 1] + raw[start + at + 1 :])

@@ -212,6 +212,9 @@ def mapped_errors(path: Path) -> Iterator[None]:
     except (DBAPIError, sqlite3.Error) as exc:
         original = exc.orig if isinstance(exc, DBAPIError) else exc
         raise _error(path, original or exc) from exc
+    except UnicodeDecodeError as exc:
+        # The driver quotes the damaged text of a schema in a message that it then can't make.
+        raise _error(path, exc) from exc
 
 
 def _error(path: Path, exc: BaseException) -> StoreError:
