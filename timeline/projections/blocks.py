@@ -109,7 +109,7 @@ _advance_session = (
 _begin_turn = (
     insert(turns)
     .prefix_with("OR IGNORE")
-    .values(number=select(sessions.c.turns).where(_this_session).scalar_subquery(), state="open")
+    .values(number=func.coalesce(select(sessions.c.turns).where(_this_session).scalar_subquery(), 1), state="open")
 )
 # The owner matters only while the turn is open.
 _end_turn = (
@@ -236,6 +236,8 @@ def find_session(conn: Connection, name: str) -> str:
             msg = "there is no session yet: 'timeline ask' begins one"
             raise NotFound(msg)
         return str(row.session_id)
+    # What was no UTF-8 on the command line names nothing.
+    name = name.encode("utf-8", "replace").decode()
     prefix = sessions.c.session_id.startswith(name.lower(), autoescape=True)
     # By SQLite's own lower(), which knows ASCII alone, on both sides.
     titled = func.lower(sessions.c.title) == func.lower(name)
