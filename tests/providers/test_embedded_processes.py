@@ -108,12 +108,11 @@ def test_sigterm_is_the_programs_own_to_handle(program):
 
 
 @pytest.mark.parametrize("what", ["load", "stream"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_program_leaves_no_process_behind(program, what, number):
+def test_a_killed_program_leaves_no_process_behind(program, what):
     process, engines = program(what)
-    process.send_signal(number)
+    process.kill()
 
-    assert (set(), "", -number) == ends(process)
+    assert (set(), "", -signal.SIGKILL) == ends(process)
     assert gone(engines)
 
 
@@ -142,7 +141,7 @@ asyncio.run(main())
 async def test_many_processes_at_once_all_get_their_answer(models_dir):
     command = (sys.executable, "-c", MANY, str(models_dir))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    processes = [await asyncio.create_subprocess_exec(*command, **pipes) for _ in range(12)]
+    processes = [await asyncio.create_subprocess_exec(*command, **pipes) for _ in range(8)]
     ended = await asyncio.gather(*(process.communicate() for process in processes))
 
-    assert [(b"5\n", b"")] * 12 == ended
+    assert [(b"5\n", b"")] * 8 == ended
