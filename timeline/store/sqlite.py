@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -261,11 +262,17 @@ def truncate_wal(writer: Engine, *, wait_seconds: float) -> bool:
     """
     with _driver(writer) as driver:
         driver.execute(f"PRAGMA busy_timeout={int(wait_seconds * 1000)}")
+        deadline = time.monotonic() + wait_seconds
         try:
-            row = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            # Another connection's checkpoint makes this one fail at once, whatever the timeout
+            # (https://sqlite.org/c3ref/wal_checkpoint_v2.html).
+            while driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] != 0:
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(0.01)
         finally:
             driver.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}")
-    return bool(row[0] == 0)
+    return True
 
 
 def vacuum(writer: Engine) -> None:
