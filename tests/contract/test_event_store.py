@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -413,23 +414,19 @@ class TestFreshStore(EventStoreContract):
     """A file that was made just now."""
 
 
-class TestStoreOfLessSync(EventStoreContract):
-    """With `synchronous: normal`."""
-
-    @asynccontextmanager
-    async def open(self, path: Path) -> AsyncIterator[EventStore]:
-        async with opened(path, synchronous="normal") as store:
-            yield store
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("migrated") / "timeline.db"
+    migrate(path)
+    return path
 
 
 class TestMigratedStore(EventStoreContract):
     """A file that alembic made, revision by revision."""
 
-    @asynccontextmanager
-    async def open(self, path: Path) -> AsyncIterator[EventStore]:
-        await asyncio.to_thread(migrate, path)
-        async with opened(path) as store:
-            yield store
+    @pytest.fixture
+    def path(self, migrated: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copy(migrated, tmp_path))
 
 
 def migrate(path: Path) -> None:
@@ -439,7 +436,6 @@ def migrate(path: Path) -> None:
     config = Config()
     config.set_main_option("script_location", "timeline_migrations:")
     config.attributes["path"] = path
-    path.touch(mode=0o600, exist_ok=True)
     command.upgrade(config, "head")
 
 

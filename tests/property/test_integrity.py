@@ -53,7 +53,7 @@ def test_the_store_that_is_spoiled_below_is_whole(recorded: Path) -> None:
     assert Verification(COUNT, 22) == verified(recorded)
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(position=st.integers(1, COUNT), at=st.integers(0, 100_000), mask=st.integers(1, 255))
 def test_one_flipped_byte_in_any_data_is_found_with_its_position(
     recorded: Path, position: int, at: int, mask: int
@@ -100,7 +100,7 @@ COLUMNS = st.sampled_from(
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 
 
-@settings(max_examples=80)
+@settings(max_examples=60)
 @given(position=st.integers(1, COUNT), column=COLUMNS, text=texts, number=st.integers(-(2**63), 2**63 - 1))
 def test_any_other_value_in_any_column_is_found(
     recorded: Path, position: int, column: str, text: str, number: int

@@ -61,7 +61,7 @@ async def refolded(events: Sequence[Event]) -> dict[str, list[tuple[Any, ...]]]:
         return read_models(path)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(histories)
 def test_rebuild_is_byte_identical_to_what_was_folded_inline(history: History) -> None:
     scribe = Scribe()
@@ -82,7 +82,7 @@ def test_rebuild_is_byte_identical_to_what_was_folded_inline(history: History) -
         asyncio.run(check())
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(histories)
 def test_what_is_drawn_is_what_the_tables_say(history: History) -> None:
     scribe = Scribe()
@@ -169,7 +169,7 @@ def drawn(session: Session) -> list[object]:
     return [head, turns, steps, attempts]
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(histories)
 def test_sums_over_steps_calls_and_reports_are_the_events_own_numbers(history: History) -> None:
     scribe = Scribe()
@@ -222,7 +222,7 @@ def sessions(events: Sequence[Event]) -> list[str]:
 names = st.sampled_from(["a", "b", None])
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 25), st.sampled_from("ab"), names, names, names), max_size=40), st.randoms())
 def test_no_order_of_events_stops_the_folds(shuffled: list[tuple[Any, ...]], rng: random.Random) -> None:
     """However a log came to be, it opens, and folds into the same each time."""

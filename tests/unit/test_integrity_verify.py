@@ -75,7 +75,7 @@ def test_the_chain_is_what_is_documented(path: Path) -> None:
 # ------------------------------------------------------------------ changed
 
 
-@pytest.mark.parametrize("position", [1, 5, 16, 25, 32])
+@pytest.mark.parametrize("position", [1, 16, 32])
 @pytest.mark.parametrize(
     "change",
     [
@@ -184,8 +184,8 @@ def test_a_tombstone_verifies(path: Path) -> None:
     assert verified(path).problem is None
 
 
-@pytest.mark.parametrize("at", range(len('{"forgotten":"' + "0" * 32 + '"}')))
-def test_every_flipped_bit_of_a_tombstone_is_found(path: Path, at: int) -> None:
+@pytest.mark.parametrize("at", [0, 1, 12, 13, 14, 15, 16, 17, 18, 19, 20, 45, 46, 47])
+def test_a_flipped_bit_of_a_tombstone_is_found(path: Path, at: int) -> None:
     ((position, data),) = look(path, "SELECT position, data FROM events WHERE session_id = 'c' AND version = 1")
     for bit in (1, 0x20):
         changed = data[:at] + chr(ord(data[at]) ^ bit) + data[at + 1 :]
