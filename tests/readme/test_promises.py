@@ -92,7 +92,9 @@ def test_many_processes_share_one_file(home: Home, backend: Backend) -> None:
     with ThreadPoolExecutor(50) as pool:
         results = list(pool.map(lambda number: home.run("ask", f"question {number}", timeout=100), range(50)))
 
-    assert [(0, "fine here\n")] * 50 == [(result.code, result.out) for result in results], [result.err for result in results if result.code]
+    assert [(0, "fine here\n")] * 50 == [(result.code, result.out) for result in results], [
+        result.err for result in results if result.code
+    ]
     assert 50 == len(home.events("response.completed"))
     assert 0 == home.run("store", "verify").code
 
