@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from rich.console import Console
 from rich.control import Control
 from rich.live import Live
@@ -9,6 +12,8 @@ from rich.markdown import Markdown
 from rich.segment import ControlType
 
 __all__ = ["StreamingMarkdown"]
+
+REDRAW_SECONDS = 0.05
 
 
 class StreamingMarkdown:
@@ -23,10 +28,33 @@ class StreamingMarkdown:
         self._open = ""
         self._started = False
         self._live: Live | None = None
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._failure: OSError | None = None
 
     def feed(self, text: str) -> None:
-        """Show more text."""
+        """Show more text, at once or within a twentieth of a second; called within an event loop."""
         self._open += text
+        if self._failure is not None:
+            raise self._failure
+        if self._timer is not None:
+            return
+        now = time.monotonic()
+        if now >= self._due:
+            self._draw()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(self._due - now, self._draw_late)
+
+    def _draw_late(self) -> None:
+        self._timer = None
+        try:
+            self._draw()
+        except OSError as exc:
+            # The terminal is gone: whoever feeds next has to know.
+            self._failure = exc
+
+    def _draw(self) -> None:
+        """Show what has come; drawing costs more than reading, so it isn't done for every piece."""
         done, self._open = split_blocks(self._open)
         if done:
             self._stop()
@@ -37,12 +65,17 @@ class StreamingMarkdown:
                 self._live.start()
             # A block taller than the screen can't be redrawn in place: show its end.
             lines = self._open.splitlines()[-(self._console.height - 2) :]
-            self._live.update(Markdown("\n".join(lines)), refresh=True)
-            # Lines are padded to the right edge: what is typed meanwhile would be echoed into the next one.
-            self._console.control(Control(ControlType.CARRIAGE_RETURN))
+            # One write of both. Lines are padded to the right edge: what is typed would be echoed into the next one.
+            with self._console:
+                self._live.update(Markdown("\n".join(lines)), refresh=True)
+                self._console.control(Control(ControlType.CARRIAGE_RETURN))
+        self._due = time.monotonic() + REDRAW_SECONDS
 
     def close(self) -> None:
         """Print what is left for good."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._stop()
         if self._open.strip():
             self._print(self._open)
