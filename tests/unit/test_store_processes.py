@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import alone, together
-from support.stores import Scribe, look, opened, read_models
+from support.stores import Scribe, all_bytes, look, opened, read_models
 
 pytestmark = pytest.mark.slow
 
@@ -231,6 +231,44 @@ async def test_a_rebuild_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     assert [None] * 8 == killed
     assert before == read_models(path)
     assert tables == look(path, "SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2")
+
+
+KILLED_FORGETTING = """
+import asyncio, os, signal
+from pathlib import Path
+from support.stores import Scribe, opened
+from timeline.events import Clock
+
+async def main(number):
+    scribe = Scribe(Clock())
+    async with opened(Path({path!r})) as store:
+        asyncio.create_task(store.forget(f"session {{number}}", lambda data: scribe.event(f"session {{number}}", data)))
+        await asyncio.sleep(number * 0.015)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_forgetting_that_is_killed_leaves_a_whole_store_and_is_finished_by_doing_it_again(tmp_path: Path) -> None:
+    path = tmp_path / "timeline.db"
+    scribe = Scribe()
+    async with opened(path) as store:
+        for n in range(8):
+            await store.append([scribe.session(f"session {n}", "a secret title")])
+            for _ in range(20):
+                store.enqueue(scribe.turn(f"session {n}", prompt=f"secret {n}"), contents=[f"secret {n}"])
+
+    assert [None] * 8 == together(8, KILLED_FORGETTING.format(path=str(path)))
+
+    async with opened(path) as store:
+        assert (await store.verify()).problem is None
+        for n in range(8):
+            await store.forget(f"session {n}", lambda data, n=n: scribe.event(f"session {n}", data))  # type: ignore[misc]
+        found = await store.verify()
+        assert found.problem is None
+        before = read_models(path)
+        await store.rebuild()
+        assert before == read_models(path)
+    assert b"secret" not in all_bytes(path)
 
 
 NO_ALEMBIC = """
