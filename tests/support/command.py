@@ -172,12 +172,12 @@ class Zygote:
         return asking
 
     def start(
-        self, argv: tuple[str, ...], env: Mapping[str, str], cwd: Path, streams: list[int]
+        self, argv: tuple[str, ...], env: Mapping[str, str], cwd: Path, streams: list[int], *, terminal: bool = False
     ) -> tuple[int, Callable[[float], int]]:
-        """Start a run on three file descriptors; its pid, and how to wait for it."""
+        """Start a run on three file descriptors, a terminal it shall control or not; its pid, and how to wait for it."""
         asking = self._connect()
         asking.settimeout(30)
-        job = json.dumps({"argv": argv, "env": dict(env), "cwd": str(cwd)}).encode()
+        job = json.dumps({"argv": argv, "env": dict(env), "cwd": str(cwd), "terminal": terminal}).encode()
         socket.send_fds(asking, [job], streams)
         answers = asking.makefile("r")
         pid = int(answers.readline())
@@ -292,6 +292,10 @@ class Home:
             process = Process(pid, wait, reading, stderr)
         self._open.append(process)
         return process
+
+    def start_on(self, terminal: int, *argv: str, env: Mapping[str, str]) -> tuple[int, Callable[[float], int]]:
+        """Begin to run a command on a terminal that it controls; its pid, and how to wait for it."""
+        return self._zygote.start(argv, {**self.env, **env}, self.work, [terminal] * 3, terminal=True)
 
     def close(self) -> None:
         """End whatever still runs."""

@@ -8,6 +8,7 @@ with three file descriptors beside it; the answers are the pid, then the wait st
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import json
 import os
@@ -15,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import termios
 
 
 def _preload() -> None:
@@ -86,6 +88,9 @@ def _reap(children: dict[int, socket.socket]) -> None:
 
 
 def _become(job: dict) -> None:
+    if job["terminal"]:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])
