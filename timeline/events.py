@@ -339,8 +339,10 @@ class RequestSent(EventData, frozen=True):
         stream: Whether a streamed answer was asked for.
         estimated_input_tokens: Our estimate, made before the provider counted.
         reserved_nano_usd: What the attempt may cost at most, nano-US-dollars.
-        request_digest: Digest of model, messages, parameters and tools together.
+        request_digest: Digest of provider, model, messages, parameters and tools together; equal for equal requests.
         local: Whether the model runs on this machine.
+        reserved_tokens: How many tokens the attempt may use at most, prompt and answer.
+        key: Tells the provider's keys apart: 16 bits of a digest, from which nothing of a key can be told.
     """
 
     type: ClassVar[str] = "request.sent"
@@ -357,6 +359,8 @@ class RequestSent(EventData, frozen=True):
     reserved_nano_usd: int = 0
     request_digest: str | None = None
     local: bool = False
+    reserved_tokens: int = 0
+    key: str | None = None
 
 
 class ChunkReceived(EventData, frozen=True):
@@ -456,21 +460,43 @@ class CallRerouted(EventData, frozen=True):
 
 
 class CallCacheHit(EventData, frozen=True):
-    """The call was answered from the recorded deltas of `source_call`."""
+    """The call was answered from the recorded deltas of `source_call`.
+
+    Args:
+        source_call: The call whose chunks are the answer; it may be of another session.
+        saved_nano_usd: What it had cost, nano-US-dollars; None where that is unknown.
+        source_attempt: Which of its attempts.
+        provider, model: Who had answered.
+        finish_reason: How the answer had ended.
+        why: Why this model, in words.
+    """
 
     type: ClassVar[str] = "call.cache_hit"
     source_call: str
     saved_nano_usd: int | None = None
+    source_attempt: int = 1
+    provider: str | None = None
+    model: str | None = None
+    finish_reason: str | None = None
+    why: str | None = None
 
 
 class RateLimitWaited(EventData, frozen=True):
-    """The call waited for a limit before it was sent."""
+    """The call waits for a limit before it is sent; committed when the wait begins, so that others queue behind it.
+
+    Args:
+        provider, model: Whose limit.
+        limit: Which one, e.g. `requests`.
+        waited_us: How long, µs from `recorded_at`.
+        key: As of `request.sent`.
+    """
 
     type: ClassVar[str] = "rate_limit.waited"
     provider: str
     model: str
     limit: str
     waited_us: int
+    key: str | None = None
 
 
 class BudgetAlerted(EventData, frozen=True):
@@ -483,10 +509,22 @@ class BudgetAlerted(EventData, frozen=True):
     reserved: int
     limit: int
     threshold_percent: int
+    unit: Literal["nano_usd", "tokens"] = "nano_usd"
 
 
 class BudgetExceeded(EventData, frozen=True):
-    """A request was refused because it would have passed a budget."""
+    """A request would have passed a budget: it was refused, or went to another model, or was let pass with a warning.
+
+    Args:
+        budget: The budget's name.
+        window: Which day, month, session … of it.
+        spent, reserved: What ended attempts have cost, and what open ones may cost.
+        limit: Of the budget.
+        requested: What the request would have reserved; None where its price is unknown.
+        unit: What the numbers count.
+        action: What was done.
+        ends_at: When the window ends, µs UTC; None where it doesn't.
+    """
 
     type: ClassVar[str] = "budget.exceeded"
     budget: str
@@ -494,6 +532,10 @@ class BudgetExceeded(EventData, frozen=True):
     spent: int
     reserved: int
     limit: int
+    requested: int | None = None
+    unit: Literal["nano_usd", "tokens"] = "nano_usd"
+    action: Literal["block", "warn", "fallback"] = "block"
+    ends_at: int | None = None
 
 
 class ToolCalled(EventData, frozen=True):

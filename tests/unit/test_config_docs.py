@@ -23,7 +23,17 @@ def test_example_on_the_page_loads(tmp_path: Path, example: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "struct", [config.Settings, config.ProviderConfig, config.Routing, config.StoreConfig, config.Price]
+    "struct",
+    [
+        config.Settings,
+        config.ProviderConfig,
+        config.Routing,
+        config.StoreConfig,
+        config.Price,
+        config.Retry,
+        config.BudgetConfig,
+        config.CacheConfig,
+    ],
 )
 def test_every_setting_is_on_the_page(struct: type[msgspec.Struct]) -> None:
     page = PAGE.read_text()

@@ -12,12 +12,14 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, func, insert, select
 from support.stores import Scribe, force, look, opened, read_models
 
 from timeline.errors import StoreDamaged, StoreTooNew
-from timeline.projections import Projections
+from timeline.events import Event
+from timeline.projections import Projection, Projections
 from timeline.projections.blocks import Blocks
-from timeline.projections.calls import Calls
+from timeline.projections.calls import Calls, attempts
 from timeline.projections.usage import UsageProjection
 from timeline.store import EventStore, schema
 
@@ -140,7 +142,7 @@ async def test_a_file_that_has_lost_its_mode_gets_it_back(tmp_path: Path, path: 
 
 
 class Newer(Calls):
-    version = 2
+    version = Calls.version + 1
 
 
 async def record(path: Path, turns: int = 3) -> dict[str, Any]:
@@ -216,7 +218,7 @@ async def test_a_release_without_a_projection_leaves_it_alone_and_another_catche
 
 async def test_a_newer_read_model_is_refused_and_left_alone(path: Path) -> None:
     await record(path)
-    force(path, "UPDATE projections SET version = 2 WHERE name = 'calls'")
+    force(path, "UPDATE projections SET version = version + 1 WHERE name = 'calls'")
     before = read_models(path)
 
     with pytest.raises(StoreTooNew, match="read model 'calls' was made by a newer version of timeline: update"):
@@ -240,7 +242,7 @@ async def test_an_older_release_that_still_runs_when_a_newer_one_starts_can_not_
             await old.rebuild()
         assert (await old.verify()).problem is None
 
-    assert [(2, 8)] == look(path, "SELECT version, position FROM projections WHERE name = 'calls'")
+    assert [(Newer.version, 8)] == look(path, "SELECT version, position FROM projections WHERE name = 'calls'")
     async with EventStore.open(path, Projections([Newer(), UsageProjection(), Blocks()])) as new:
         assert 9 == (await new.append(Scribe().notes("a", 1)))[0].position
 
@@ -253,8 +255,41 @@ async def test_the_next_release_folds_its_own_version_of_a_read_model(path: Path
         assert await store.query(newer.is_current)
 
     after = read_models(path)
-    assert [("blocks", 1, 24), ("calls", 2, 24), ("usage", 1, 24)] == after.pop("projections")
+    expected = [(item.name, item.version, 24) for item in (Blocks, Newer, UsageProjection)]
+    assert expected == after.pop("projections")
     assert after == {name: rows for name, rows in before.items() if name != "projections"}
+
+
+class FollowsCalls(Projection):
+    """Counts the attempts that the calls' table shows at each end: it can't be right out of step with it."""
+
+    name = "follows"
+    version = 1
+    reads = ("calls",)
+    counts = Table("follows", MetaData(), Column("position", Integer, primary_key=True), Column("seen", Integer))
+    tables = (counts,)
+
+    def apply(self, conn: Connection, event: Event) -> None:
+        if event.type == "response.completed":
+            seen = conn.execute(select(func.count()).select_from(attempts)).scalar_one()
+            conn.execute(insert(self.counts).values(position=event.position, seen=seen))
+
+
+async def test_a_read_model_that_reads_another_is_folded_in_step_with_it(path: Path) -> None:
+    await record(path, 2)
+    both = Projections([Calls(), FollowsCalls()])
+    seen = "SELECT seen FROM follows ORDER BY position"
+
+    async with EventStore.open(path, both) as store:
+        assert [1, 2] == [row[0] for row in look(path, seen)]
+        await store.append(Scribe().turn("s0"))
+        assert ["calls", "follows"] == await store.rebuild(["follows"])
+        assert [1, 2, 3] == [row[0] for row in look(path, seen)]
+
+    async with opened(path) as without:
+        await without.append(Scribe().turn("s0"))
+    async with EventStore.open(path, both):
+        assert [1, 2, 3, 4] == [row[0] for row in look(path, seen)]
 
 
 async def test_a_log_whose_end_is_gone_takes_no_more_until_the_user_decides(path: Path) -> None:

@@ -12,10 +12,14 @@ from timeline.config.paths import PROJECT_FILE, Paths, find_paths
 from timeline.config.resolved import Config, ModelRef, Setting
 from timeline.config.settings import (
     KINDS,
+    BudgetConfig,
+    CacheConfig,
+    Complexity,
     Kind,
     Price,
     ProviderConfig,
     ResolvedProvider,
+    Retry,
     Routing,
     Settings,
     StoreConfig,
@@ -24,6 +28,9 @@ from timeline.config.settings import (
 __all__ = [
     "KINDS",
     "PROJECT_FILE",
+    "BudgetConfig",
+    "CacheConfig",
+    "Complexity",
     "Config",
     "FoundKey",
     "Kind",
@@ -32,6 +39,7 @@ __all__ = [
     "Price",
     "ProviderConfig",
     "ResolvedProvider",
+    "Retry",
     "Routing",
     "Setting",
     "Settings",

@@ -19,7 +19,7 @@ __all__ = ["load"]
 
 ENVIRONMENT = "TIMELINE_MODEL"
 COMMAND_LINE = "command line"
-SECTIONS = ("llm_providers", "routing_strategy", "store", "prices")
+SECTIONS = ("llm_providers", "routing_strategy", "store", "prices", "retry", "budgets", "cache")
 
 
 def load(

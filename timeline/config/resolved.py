@@ -31,7 +31,6 @@ __all__ = ["Config", "ModelRef", "Setting"]
 DEFAULT = "default"
 ENVIRONMENT = "TIMELINE_MODEL"
 COMMAND_LINE = "command line"
-SECTIONS = ("llm_providers", "routing_strategy", "store", "prices")
 
 
 # ------------------------------------------------------------------ what comes out

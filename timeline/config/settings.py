@@ -13,11 +13,15 @@ __all__ = [
     "DEFAULTS",
     "KINDS",
     "SECRET",
+    "BudgetConfig",
+    "CacheConfig",
+    "Complexity",
     "KeyPath",
     "Kind",
     "Price",
     "ProviderConfig",
     "ResolvedProvider",
+    "Retry",
     "Routing",
     "Settings",
     "StoreConfig",
@@ -36,6 +40,7 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Dollars = Annotated[float, Meta(ge=0, le=1_000_000)]
 Name = Annotated[str, Meta(min_length=1)]
 Route = Name | Annotated[list[Name], Meta(min_length=1)]
+Complexity = Literal["low", "medium", "high"]
 Task = Literal["query_routing", "tool_calling", "response_formatting", "fallback", "default"]
 TimeoutName = Literal["connect", "first_byte", "between_chunks", "total"]
 
@@ -88,6 +93,8 @@ class ProviderConfig(_Masked, frozen=True, forbid_unknown_fields=True, omit_defa
         timeouts: Seconds, or null to wait for ever.
         context: Most tokens of prompt and answer together.
         options: What else a plugin wants to know, by its own names.
+        rpm, tpm: Most requests and tokens a minute, for a provider that doesn't tell its limits.
+        max_concurrent: Most requests at a time, of all processes together.
     """
 
     enabled: bool = True
@@ -102,6 +109,9 @@ class ProviderConfig(_Masked, frozen=True, forbid_unknown_fields=True, omit_defa
     timeouts: dict[TimeoutName, Seconds | None] = {}
     context: Annotated[int, Meta(gt=0)] | None = None
     options: dict[Name, str | int | float | bool] = {}
+    rpm: Annotated[int, Meta(gt=0)] | None = None
+    tpm: Annotated[int, Meta(gt=0)] | None = None
+    max_concurrent: Annotated[int, Meta(gt=0)] | None = None
 
 
 class Routing(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -113,6 +123,11 @@ class Routing(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         response_formatting: Writes the answer.
         fallback: Where to go when all else fails; null turns that off.
         default: For everything that has no route of its own.
+        complexity: Who answers a prompt of low, medium or high complexity, where the route is `auto:…`, or none.
+        rotate: Go to the next candidate rather than wait for a limit, where that one is free sooner.
+        on_stream_error: When an answer breaks off after its first words: `fail` keeps what came and says so,
+            `restart` asks again, or the next candidate.
+        fallback_on_refusal: Ask the next candidate also where one refused the content.
     """
 
     query_routing: Route | None = None
@@ -120,6 +135,62 @@ class Routing(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     response_formatting: Route | None = None
     fallback: Route | None = None
     default: Route | None = None
+    complexity: dict[Complexity, Route] = {}
+    rotate: bool = False
+    on_stream_error: Literal["fail", "restart"] = "fail"
+    fallback_on_refusal: bool = False
+
+
+class Retry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How often, and for how long, a request that failed is made again.
+
+    Args:
+        timeout: Seconds that a call may take until its first words, waits included; null for no limit.
+        max_attempts: Most attempts at one candidate.
+        base_delay, max_delay: Seconds of the first wait at most, which then doubles, and of any.
+    """
+
+    timeout: Seconds | None = 120.0
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] = 4
+    base_delay: Seconds = 0.5
+    max_delay: Seconds = 30.0
+
+
+class BudgetConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A limit to what is spent. What runs on this machine counts for none.
+
+    Args:
+        name: Its name, for people.
+        limit_usd: US dollars a window; this or `limit_tokens` is set.
+        limit_tokens: Tokens a window, prompts and answers.
+        window: Of what: one call, a session, a calendar day, week (from Monday) or month of this machine's time
+            zone, or all that was ever spent.
+        provider, model: Only what this provider, or this `provider:model`, costs.
+        action: What happens to a request that would pass it: `block` refuses it, `warn` lets it pass with a warning,
+            `fallback` goes to the next candidate.
+    """
+
+    name: Name
+    limit_usd: Dollars | None = None
+    limit_tokens: Annotated[int, Meta(ge=0)] | None = None
+    window: Literal["call", "session", "day", "week", "month", "total"] = "month"
+    provider: Name | None = None
+    model: Name | None = None
+    action: Literal["block", "warn", "fallback"] = "block"
+
+
+class CacheConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Answers of equal requests from the log instead of the model.
+
+    Args:
+        enabled: Whether, without `--cache`.
+        ttl: How old an answer may be, seconds; null for any age.
+        max_temperature: Requests of a higher temperature are always made, unless `--cache` asks for it.
+    """
+
+    enabled: bool = False
+    ttl: Annotated[float, Meta(gt=0)] | None = None
+    max_temperature: Annotated[float, Meta(ge=0, le=2)] = 0.3
 
 
 class StoreConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -161,6 +232,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     store: StoreConfig = StoreConfig()
     prices: dict[Name, Price] = {}
     offline: bool = False
+    retry: Retry = Retry()
+    budgets: list[BudgetConfig] = []
+    cache: CacheConfig = CacheConfig()
 
 
 DEFAULTS: dict[str, Any] = {

@@ -7,7 +7,7 @@ dropped and folded again to the same bytes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, func, literal_column, select
@@ -47,22 +47,25 @@ class Projection(ABC):
         name: Its name, also in the `projections` table.
         version: Raised whenever the tables or the fold change; the next start folds anew.
         tables: Its tables, without a schema, each with a primary key.
+        reads: Names of the projections whose tables its fold looks into; these have folded the same event already,
+            and are made and rebuilt together with it.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     tables: ClassVar[tuple[Table, ...]]
+    reads: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def apply(self, conn: Connection, event: Event) -> None:
-        """Fold one event, the next in the log; reads and writes nothing but its own tables."""
+        """Fold one event, the next in the log; writes nothing but its own tables, and reads them and those of `reads`."""
 
 
 class Projections:
     """A set of projections that moves along with the log. It is what the store is handed.
 
     Args:
-        projections: In the order in which they see each event.
+        projections: In the order in which they see each event; what one reads stands before it.
     """
 
     def __init__(self, projections: Iterable[Projection]) -> None:
@@ -93,9 +96,10 @@ class Projections:
             if position != events[0].position - 1:
                 # A release without this projection appended meanwhile; the next start folds what is missing.
                 continue
-            for event in events:
-                projection.apply(conn, event)
             folded.append(projection)
+        for event in events:
+            for projection in folded:
+                projection.apply(conn, event)
         if folded:
             self._set_checkpoints(conn, folded, events[-1].position)
 
@@ -134,15 +138,32 @@ class Projections:
             if version != projection.version:
                 _make(conn, projection)
                 seen[projection] = 0
+        for projection in self._out_of_step(seen):
+            _make(conn, projection)
+            seen[projection] = 0
         after = min(seen.values(), default=0)
         while events := read(after, PAGE):
             after = events[-1].position
-            for projection, position in seen.items():
-                for event in events:
+            for event in events:
+                for projection, position in seen.items():
                     if event.position > position:
                         projection.apply(conn, event)
         for projection, position in seen.items():
             self._set_checkpoints(conn, [projection], max(position, after))
+
+    def _out_of_step(self, seen: Mapping[Projection, int]) -> list[Projection]:
+        """Those to fold anew because one of them has seen more, or less, than what it reads."""
+        by_name = {projection.name: projection for projection in self._all}
+        anew: set[str] = set()
+        for projection in reversed(self._all):
+            group = [projection, *(by_name[name] for name in projection.reads)]
+            if projection.name in anew or len({seen[item] for item in group}) > 1:
+                anew.update(item.name for item in group)
+        # What is folded anew takes those along that read it.
+        for projection in self._all:
+            if anew.intersection(projection.reads):
+                anew.add(projection.name)
+        return [projection for projection in self._all if projection.name in anew]
 
     # -------------------------------------------------------------- rebuilding
 
@@ -207,13 +228,16 @@ class Projections:
         if names is None:
             return list(self._all)
         by_name = {projection.name: projection for projection in self._all}
-        chosen = []
+        chosen: set[str] = set()
         for name in names:
             if name not in by_name:
                 msg = f"there is no projection {name!r}: choose from {', '.join(by_name)}"
                 raise NotFound(msg)
-            chosen.append(by_name[name])
-        return chosen
+            chosen.add(name)
+        for projection in reversed(self._all):
+            if projection.name in chosen:
+                chosen.update(projection.reads)
+        return [projection for projection in self._all if projection.name in chosen]
 
     # -------------------------------------------------------------- checkpoints
 

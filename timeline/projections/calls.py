@@ -49,7 +49,12 @@ attempts = Table(
     Column("owner_host", Text),
     Column("owner_pid", Integer),
     Column("owner_started", Float),
+    Column("key", Text),
+    Column("reserved_nano_usd", Integer, nullable=False),
+    Column("reserved_tokens", Integer, nullable=False),
+    Column("request_digest", Text),
 )
+Index("attempts_of_provider", attempts.c.provider, attempts.c.started_at)
 
 # A literal, not a parameter: only then does SQLite use the partial index.
 _is_open = attempts.c.state == literal_column("'open'")
@@ -84,7 +89,7 @@ class Calls(Projection):
     """Folds the life of every attempt into the table `attempts`."""
 
     name: ClassVar[str] = "calls"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tables: ClassVar[tuple[Table, ...]] = (attempts,)
 
     def apply(self, conn: Connection, event: Event) -> None:
@@ -107,6 +112,10 @@ class Calls(Projection):
                     "owner_host": sent.owner.host,
                     "owner_pid": sent.owner.pid,
                     "owner_started": sent.owner.started,
+                    "key": sent.key,
+                    "reserved_nano_usd": sent.reserved_nano_usd,
+                    "reserved_tokens": sent.reserved_tokens,
+                    "request_digest": sent.request_digest,
                 }
                 conn.execute(_begin, row)
             case ResponseCompleted() as done:
