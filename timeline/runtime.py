@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 from sqlalchemy import Connection
@@ -37,8 +37,9 @@ from timeline.projections.blocks import (
     fold,
     list_sessions,
     open_turns,
+    sources,
 )
-from timeline.projections.calls import Calls, OpenAttempt, open_attempts
+from timeline.projections.calls import Calls, OpenAttempt, open_attempts, where_recorded
 from timeline.projections.usage import Grouping, ReportRow, UsageProjection, report
 from timeline.providers.base import Delta, Message, ModelInfo
 from timeline.providers.pool import Providers
@@ -214,12 +215,29 @@ class Timeline:
             NotFound, AmbiguousName: None, or more than one, is meant.
         """
         session_id = await self.find(name)
-        return fold([event async for event in self.store.read(session_id=session_id)])
+        events = [event async for event in self.store.read(session_id=session_id)]
+        return fold(events, await self.borrowed(events))
+
+    async def borrowed(self, events: Iterable[Event]) -> dict[str, list[Event]]:
+        """The events of calls of other sessions whose answers were read again in these; for `blocks.fold`."""
+        wanted = sources(events)
+        found = await self.store.query(lambda conn: where_recorded(conn, wanted)) if wanted else {}
+        return {
+            call: [
+                event async for event in self.store.read(session_id=session, call_id=call, after=first - 1, until=last)
+            ]
+            for call, (session, first, last) in found.items()
+        }
 
     async def bodies(self, session: Session) -> dict[str, str | bytes]:
-        """The prompts, system prompts and attachments of a session, by digest; forgotten and private ones are missing."""
+        """All that a session's events refer to, by digest; forgotten and private bodies are missing.
+
+        These are its prompts, system prompts and attachments, and the arguments and results of its tools.
+        """
         digests = [turn.prompt for turn in session.turns] + [turn.system for turn in session.turns]
         digests += [item.ref for turn in session.turns for item in turn.attachments]
+        tools = [tool for turn in session.turns for step in turn.steps for tool in step.tools]
+        digests += [ref for tool in tools for ref in (tool.arguments_ref, tool.result_ref)]
         return await self.store.contents(digest for digest in digests if digest)
 
     async def sessions(self, limit: int | None = None) -> list[SessionRow]:

@@ -150,7 +150,8 @@ def drawn(session: Session) -> list[object]:
     ]
     attempts = []
     for step in (step for turn in session.turns for step in turn.steps):
-        for attempt in step.attempts:
+        # What was read again is no attempt of its own: it asked nobody.
+        for attempt in (item for item in step.attempts if item.source_call is None):
             usage = attempt.usage
             counters = [usage and getattr(usage, name) for name in e.Usage.__struct_fields__]
             cost = [attempt.cost.state, attempt.cost.nano_usd] if attempt.cost else ["unpriced", None]

@@ -55,7 +55,8 @@ step_ends = st.one_of(
     st.builds(lambda error: e.StepFailed(error, 3), errors),
     st.none(),
 )
-steps = st.tuples(kinds, st.lists(calls, min_size=1, max_size=2), st.booleans(), step_ends)
+tools = st.tuples(st.sampled_from(["calculator", "clock"]), texts, st.none() | texts | errors)
+steps = st.tuples(kinds, st.lists(calls, min_size=1, max_size=2), st.booleans(), st.lists(tools, max_size=2), step_ends)
 turn_ends = st.one_of(
     st.just("completed"),
     st.builds(lambda error: e.TurnFailed(error, 1), errors),
@@ -136,7 +137,7 @@ def _turn(prompt: str, private: bool, steps_: list[Any], end: Any, scribe: Scrib
     else:
         yield _Fact(e.TurnStarted("direct", OWNER, content_digest(prompt)), ids, prompt)
     call = "none"
-    for index, (kind, calls_, skipped, step_end) in enumerate(steps_):
+    for index, (kind, calls_, skipped, tools_, step_end) in enumerate(steps_):
         of_step = ids | {"step_id": scribe.clock.short_id()}
         if skipped:
             yield _Fact(e.StepSkipped(kind, "not needed", index), of_step)
@@ -148,6 +149,12 @@ def _turn(prompt: str, private: bool, steps_: list[Any], end: Any, scribe: Scrib
             yield from facts
             if isinstance(facts[-1].data, e.RequestSent | e.ChunkReceived):
                 return  # The process died here.
+        for number, (name, arguments, end_) in enumerate(tools_):
+            yield _Fact(e.ToolCalled(name, f"run {number}", content_digest(arguments)), of_step, arguments)
+            if isinstance(end_, str):
+                yield _Fact(e.ToolReturned(name, f"run {number}", 3, content_digest(end_)), of_step, end_)
+            elif end_ is not None:
+                yield _Fact(e.ToolFailed(name, f"run {number}", 3, end_), of_step)
         if step_end is None:
             return
         yield _Fact(step_end, of_step)

@@ -212,5 +212,5 @@ def history(session: Session, contents: Mapping[str, str | bytes]) -> tuple[tupl
         kept = [item for item in turn.attachments if item.ref in contents]
         files = [File(item.name, contents[item.ref or ""], item.media_type) for item in kept]
         messages.append((user_message(prompt, files), MessageRef("user", ref=turn.prompt, attachments=refs)))
-        messages.append((Message("assistant", answer.text), MessageRef("assistant", call=answer.call_id)))
+        messages.append((Message("assistant", answer.text), MessageRef("assistant", call=answer.recorded_in)))
     return tuple(messages)

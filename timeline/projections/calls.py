@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 from msgspec import Struct
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
+    func,
     insert,
     literal_column,
     or_,
@@ -25,7 +27,7 @@ from sqlalchemy import (
 from timeline.events import CallFailed, CallInterrupted, Event, Owner, RequestSent, ResponseCompleted, SessionRedacted
 from timeline.projections import Projection
 
-__all__ = ["Calls", "OpenAttempt", "attempts", "open_attempts"]
+__all__ = ["Calls", "OpenAttempt", "attempts", "open_attempts", "where_recorded"]
 
 attempts = Table(
     "attempts",
@@ -179,3 +181,15 @@ def open_attempts(conn: Connection) -> list[OpenAttempt]:
         )
         for row in conn.execute(query)
     ]
+
+
+def where_recorded(conn: Connection, calls: Collection[str]) -> dict[str, tuple[str, int, int | None]]:
+    """Of each of these calls: its session, its first position, and its last one, None while it is open."""
+    which = attempts.c.call_id
+    spans = (func.min(attempts.c.first_position), func.max(attempts.c.last_position))
+    # Where one attempt is open there is no last position yet.
+    still_open = func.max(_is_open)
+    query = select(which, attempts.c.session_id, *spans, still_open).where(which.in_(calls)).group_by(which)
+    return {
+        call: (session, first, None if is_open else last) for call, session, first, last, is_open in conn.execute(query)
+    }
