@@ -17,7 +17,7 @@ from support.stores import Scribe, every_event, look, opened, read_models
 
 from timeline import events as e
 from timeline.events import Event, NewEvent
-from timeline.projections import Projections
+from timeline.projections import Projection, Projections
 from timeline.projections.blocks import Blocks, Session, fold
 from timeline.projections.calls import Calls
 from timeline.projections.usage import UsageProjection, report
@@ -252,16 +252,21 @@ def test_no_order_of_events_stops_the_folds(shuffled: list[tuple[Any, ...]], rng
         asyncio.run(check())
 
 
-@pytest.mark.parametrize("projection", [Calls, UsageProjection, Blocks])
-async def test_a_projection_alone_is_folded_and_rebuilt(tmp_path: Path, projection: type) -> None:
+@pytest.mark.parametrize("projections", [[Calls()], [Calls(), UsageProjection()], [Blocks()]])
+async def test_a_projection_with_what_it_reads_is_folded_and_rebuilt(
+    tmp_path: Path, projections: list[Projection]
+) -> None:
     scribe = Scribe()
     path = tmp_path / "timeline.db"
-    async with EventStore.open(path, Projections([projection()])) as store:
-        await store.append([scribe.session("a"), *scribe.turn("a")])
-        tables = [table.name for table in projection.tables]
+    async with EventStore.open(path, Projections(projections)) as store:
+        priced = scribe.turn("a", cost=e.Cost("priced", 5))
+        await store.append(
+            [scribe.session("a"), *priced, scribe.event("a", e.BudgetAlerted("b", "total", 5, 0, 9, 50))]
+        )
+        tables = [table.name for projection in projections for table in projection.tables]
         before = [await asyncio.to_thread(look, path, f"SELECT * FROM {name}") for name in tables]
 
-        assert [projection.name] == await store.rebuild()
+        assert [projection.name for projection in projections] == await store.rebuild()
 
         assert before == [await asyncio.to_thread(look, path, f"SELECT * FROM {name}") for name in tables]
         assert all(before)

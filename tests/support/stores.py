@@ -174,7 +174,7 @@ def every_event() -> list[EventData]:
 # ------------------------------------------------------------------ looking into the file
 
 
-READ_MODELS = ("sessions", "turns", "steps", "attempts", "usage", "projections")
+READ_MODELS = ("sessions", "turns", "steps", "attempts", "usage", "spending", "budget_alerts", "projections")
 
 
 def look(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
@@ -202,9 +202,12 @@ def force(path: Path, *statements: str) -> None:
 
 
 def read_models(path: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every read model, in the order in which it lies in the file, with its row id."""
+    """Every row of every read model, in the order in which it lies in the file, with its row id where it has one."""
+    bare = {name for (name,) in look(path, "SELECT name FROM pragma_table_list WHERE wr")} | {"projections"}
     return {
-        name: look(path, f"SELECT {'*' if name == 'projections' else 'rowid, *'} FROM {name} ORDER BY 1")
+        name: look(
+            path, f"SELECT {'*' if name in bare else 'rowid, *'} FROM {name} {'' if name in bare else 'ORDER BY 1'}"
+        )
         for name in READ_MODELS
     }
 

@@ -26,6 +26,7 @@ __all__ = [
     "Settings",
     "StoreConfig",
     "Task",
+    "Window",
     "fill",
     "masked",
     "plugin_kinds",
@@ -42,6 +43,7 @@ Name = Annotated[str, Meta(min_length=1)]
 Route = Name | Annotated[list[Name], Meta(min_length=1)]
 Complexity = Literal["low", "medium", "high"]
 Task = Literal["query_routing", "tool_calling", "response_formatting", "fallback", "default"]
+Window = Literal["call", "turn", "session", "day", "week", "month", "total"]
 TimeoutName = Literal["connect", "first_byte", "between_chunks", "total"]
 
 
@@ -163,8 +165,8 @@ class BudgetConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
         name: Its name, for people.
         limit_usd: US dollars a window; this or `limit_tokens` is set.
         limit_tokens: Tokens a window, prompts and answers.
-        window: Of what: one call, a session, a calendar day, week (from Monday) or month of this machine's time
-            zone, or all that was ever spent.
+        window: Of what: one call, all calls of one question (`turn`), a session, a calendar day, week (from Monday)
+            or month of this machine's time zone, or all that was ever spent.
         provider, model: Only what this provider, or this `provider:model`, costs.
         action: What happens to a request that would pass it: `block` refuses it, `warn` lets it pass with a warning,
             `fallback` goes to the next candidate.
@@ -173,7 +175,7 @@ class BudgetConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     name: Name
     limit_usd: Dollars | None = None
     limit_tokens: Annotated[int, Meta(ge=0)] | None = None
-    window: Literal["call", "session", "day", "week", "month", "total"] = "month"
+    window: Window = "month"
     provider: Name | None = None
     model: Name | None = None
     action: Literal["block", "warn", "fallback"] = "block"

@@ -141,6 +141,42 @@ class PriceBook:
                 return Cost("priced", _nano(found.total_price), TABLE, _table.version(found), _entry(found))
         return Cost("unpriced")
 
+    def most(
+        self,
+        provider: str,
+        model: str,
+        input_tokens: int,
+        output_tokens: int,
+        *,
+        local: bool,
+        at: int,
+        extra: Mapping[str, Any] | None = None,
+    ) -> int | None:
+        """What so many tokens cost at most, nano-US-dollars; 0 where they are free, None where the price is unknown.
+
+        A prompt is reckoned as read from no cache. Where `extra` asks for one to be written, which costs more than
+        plain input, the dearest way to write it counts.
+
+        Args:
+            provider: Its name as configured.
+            model: The name to ask for.
+            input_tokens: Of the prompt.
+            output_tokens: Of the answer.
+            local: Whether it runs on this machine.
+            at: When, µs UTC.
+            extra: Further fields of the request.
+        """
+        counters = ["input"]
+        if "cache_control" in str(extra):
+            counters += ["cache_write", "cache_write_1h"]
+        costs = []
+        for counter in counters:
+            usage = Usage(**{counter: input_tokens}, output=output_tokens)
+            costs.append(self.cost(provider, [model], usage, local=local, at=at, extra=extra))
+        if any(cost.state == "unpriced" for cost in costs):
+            return None
+        return max(cost.nano_usd or 0 for cost in costs)
+
     def listed(self, provider: str, model: str, *, local: bool, at: int) -> ListPrice:
         """What a model costs, for people to compare.
 

@@ -1,4 +1,4 @@
-"""What every ended attempt used and cost, and the sums of it that `timeline report` shows."""
+"""What every ended attempt used and cost: the sums that `timeline report` shows, and those that budgets are held against."""
 
 from __future__ import annotations
 
@@ -13,21 +13,45 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    bindparam,
     case,
     func,
-    insert,
     literal_column,
     select,
     text,
 )
+from sqlalchemy.dialects.sqlite import insert
 
-from timeline.events import CallFailed, CallInterrupted, Event, FailedAttempt, ResponseCompleted, SessionRedacted
+from timeline.events import (
+    BudgetAlerted,
+    CallFailed,
+    CallInterrupted,
+    Event,
+    FailedAttempt,
+    ResponseCompleted,
+    SessionRedacted,
+)
 from timeline.projections import Projection
 from timeline.projections.calls import attempts
 
-__all__ = ["Grouping", "ReportRow", "UsageProjection", "report", "usage"]
+__all__ = [
+    "DAY",
+    "QUARTER",
+    "Grouping",
+    "ReportRow",
+    "UsageProjection",
+    "budget_alerts",
+    "report",
+    "spending",
+    "usage",
+]
 
 Grouping = Literal["day", "month", "model", "provider", "session"]
+
+QUARTER = 15 * 60 * 1_000_000
+"""µs of a quarter of an hour: in every time zone, days begin with one of UTC's."""
+DAY = 24 * 60 * 60 * 1_000_000
+"""µs of a day of UTC."""
 
 usage = Table(
     "usage",
@@ -45,23 +69,68 @@ usage = Table(
     Column("nano_usd", Integer),
 )
 
+# Sums of what is not free, so that a budget is read from a few rows however long the log is. In the order of their
+# keys, as SQLite keeps them: so a rebuild that counts in another order writes the same bytes.
+spending = Table(
+    "spending",
+    MetaData(),
+    Column(
+        "scope", Text, primary_key=True, nullable=False
+    ),  # quarter, day, total, or the id of a session, turn or call
+    Column("starts_at", Integer, primary_key=True, nullable=False),  # µs UTC, of a quarter of an hour or a day; else 0
+    Column("provider", Text, primary_key=True, nullable=False),
+    Column("model", Text, primary_key=True, nullable=False),
+    Column("nano_usd", Integer, nullable=False),
+    Column("tokens", Integer, nullable=False),
+    Column("unpriced", Integer, nullable=False),  # attempts whose cost is unknown
+    sqlite_with_rowid=False,
+)
+
+budget_alerts = Table(
+    "budget_alerts",
+    MetaData(),
+    Column("budget", Text, primary_key=True, nullable=False),
+    Column("window", Text, primary_key=True, nullable=False),
+    Column("limit", Integer, primary_key=True, nullable=False),
+    Column("threshold_percent", Integer, primary_key=True, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 
 # The first end of an attempt counts.
-_add = insert(usage).prefix_with("OR IGNORE")
+_add = insert(usage).prefix_with("OR IGNORE").execution_options(preserve_rowcount=True)
+_attempt = select(
+    attempts.c.session_id,
+    attempts.c.turn_id,
+    attempts.c.provider,
+    attempts.c.model,
+    attempts.c.started_at,
+    attempts.c.local,
+).where(attempts.c.call_id == bindparam("call_id"), attempts.c.attempt == bindparam("attempt"))
+_spend = insert(spending)
+_spend = _spend.on_conflict_do_update(
+    index_elements=list(spending.primary_key),
+    set_={name: spending.c[name] + _spend.excluded[name] for name in ("nano_usd", "tokens", "unpriced")},
+)
+_alert = insert(budget_alerts).prefix_with("OR IGNORE")
 
 
 class UsageProjection(Projection):
-    """Folds token counters and costs into the table `usage`, beside the attempt they belong to."""
+    """Folds token counters and costs: into `usage` beside the attempt they belong to, and into the sums of `spending`."""
 
     name: ClassVar[str] = "usage"
-    version: ClassVar[int] = 1
-    tables: ClassVar[tuple[Table, ...]] = (usage,)
+    version: ClassVar[int] = 2
+    tables: ClassVar[tuple[Table, ...]] = (usage, spending, budget_alerts)
+    reads: ClassVar[tuple[str, ...]] = ("calls",)
 
     def apply(self, conn: Connection, event: Event) -> None:
         """See `Projection.apply`."""
         match event.data:
             case ResponseCompleted() | CallInterrupted() | CallFailed() as ended:
                 self._add(conn, event.call_id, ended)
+            case BudgetAlerted() as alerted:
+                row = {name: getattr(alerted, name) for name in ("budget", "window", "limit", "threshold_percent")}
+                conn.execute(_alert, row)
             case SessionRedacted() as redacted:
                 # Known already, unless the projection is folded anew: then this is where forgotten failures count.
                 for failed in redacted.failed:
@@ -87,7 +156,29 @@ class UsageProjection(Projection):
             "cost_state": cost.state if cost else "unpriced",
             "nano_usd": cost.nano_usd if cost else None,
         }
-        conn.execute(_add, row)
+        if conn.execute(_add, row).rowcount:
+            _count(conn, row, counters.total_input + counters.output)
+
+
+def _count(conn: Connection, row: dict[str, str | int | None], tokens: int) -> None:
+    """Add an attempt's end to the sums of when it was sent, unless it cost nothing because it ran on this machine."""
+    sent = conn.execute(_attempt, {"call_id": row["call_id"], "attempt": row["attempt"]}).first()
+    if sent is None or row["cost_state"] == "free" or (sent.local and not row["nano_usd"]):
+        return
+    counted = {
+        "provider": sent.provider,
+        "model": sent.model,
+        "nano_usd": row["nano_usd"] or 0,
+        "tokens": tokens,
+        "unpriced": int(row["cost_state"] == "unpriced" and row["source"] != "none"),
+    }
+    scopes = [
+        ("quarter", sent.started_at // QUARTER * QUARTER),
+        ("day", sent.started_at // DAY * DAY),
+        ("total", 0),
+        *((part_of, 0) for part_of in (sent.session_id, sent.turn_id, row["call_id"]) if part_of),
+    ]
+    conn.execute(_spend, [{"scope": scope, "starts_at": starts_at, **counted} for scope, starts_at in scopes])
 
 
 class ReportRow(Struct, frozen=True):
