@@ -21,6 +21,7 @@ page what can go wrong and which exit code the command line gives it::
     │   └── IdempotencyConflict      1   the event id exists with another body
     ├── ModelUnavailable             1   the embedded model can't be fetched or loaded
     ├── PluginError                  1   a plugin breaks the provider or tool contract
+    ├── ToolError                    1   a tool can't do what it was asked; the model is told, too
     └── ProviderError                1   one attempt failed; carries status, code, retryable
         ├── AuthenticationFailed     4   the key was refused
         ├── PermissionDenied         4   the key may not do this
@@ -80,6 +81,7 @@ __all__ = [
     "StoreReadOnly",
     "StoreTooNew",
     "TimelineError",
+    "ToolError",
     "UsageError",
     "VersionConflict",
 ]
@@ -196,6 +198,12 @@ class PluginError(TimelineError):
     """A plugin breaks the provider or tool contract; the message names both."""
 
     kind = "plugin"
+
+
+class ToolError(TimelineError):
+    """A tool can't do what it was asked; the sentence is for the model as much as for the user."""
+
+    kind = "tool"
 
 
 class ProviderError(TimelineError):
