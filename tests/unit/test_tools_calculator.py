@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timeline.cognition.builtin.arithmetic import evaluate
+from timeline.cognition.builtin.evaluator import evaluate
 from timeline.errors import ToolError
 
 

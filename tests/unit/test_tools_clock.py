@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from timeline.cognition.arguments import checked
 from timeline.cognition.builtin.clock import Clock
 from timeline.cognition.builtin.dates import date_in, read_date
 from timeline.cognition.tools import Workspace
@@ -22,6 +23,23 @@ async def test_now_has_day_date_time_and_zone() -> None:
 
     assert "It is Sunday 2026-11-22, 15:07:11 (time zone: UTC, UTC, UTC+00:00)." == result.text
     assert "Sunday 2026-11-22 15:07" == result.fact
+
+
+@pytest.mark.parametrize(
+    ("question", "fact"),
+    [
+        ("what day is it today?", "Sunday 2026-11-22"),
+        ("what time is it in UTC?", "15:07"),
+        ("what time is it in New York?", "10:07"),
+        ("what are the date and the time now in UTC?", "Sunday 2026-11-22 15:07"),
+        ("how many days until Christmas?", "Friday 2026-12-25, in 33 days"),
+    ],
+)
+async def test_a_question_that_says_what_it_wants_gets_that(question: str, fact: str) -> None:
+    signal = Clock().signal(question, HERE)
+
+    assert signal is not None
+    assert fact == (await Clock().run(checked("clock", Clock.parameters, signal.arguments or {}), HERE)).fact
 
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "tokyo", "Tokyo "])

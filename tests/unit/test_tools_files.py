@@ -49,6 +49,22 @@ async def test_one_line_is_a_fact(folder: Path) -> None:
     assert ToolResult("zwei: äöü", fact="zwei: äöü") == result
 
 
+@pytest.mark.parametrize(
+    ("question", "arguments"),
+    [
+        ("read notes.txt and tell me the second line", {"path": "notes.txt", "first_line": 2, "last_line": 2}),
+        ("what does line 3 of notes.txt say?", {"path": "notes.txt", "first_line": 3, "last_line": 3}),
+        ("read notes.txt", {"path": "notes.txt"}),
+        ("compare the first line of notes.txt with the third line", {"path": "notes.txt"}),
+    ],
+)
+def test_a_question_says_which_line(folder: Path, question: str, arguments: dict[str, Any]) -> None:
+    signal = ReadFile().signal(question, Workspace(folder))
+
+    assert signal is not None
+    assert arguments == signal.arguments
+
+
 async def test_lines_from_one_to_another(folder: Path) -> None:
     assert "zwei: äöü\nthree" == (await read(folder, "notes.txt", first_line=2)).text
     assert "one\nzwei: äöü" == (await read(folder, "notes.txt", last_line=2)).text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timeline.cognition.builtin.arithmetic import evaluate
+from timeline.cognition.builtin.evaluator import evaluate
 from timeline.cognition.tools import Tool, ToolResult, Workspace
 
 __all__ = ["Calculator"]

@@ -28,10 +28,12 @@ PARAMETERS: dict[str, Any] = {
             "maxLength": 64,
             "description": "Only for another place: a time zone or its city, Europe/Paris, Tokyo, UTC",
         },
+        "tell": {"enum": ["date", "time"], "description": "What is asked for; by default both"},
     },
     "additionalProperties": False,
 }
 _TIME = re.compile(r"\b(?:time|clock|hour|hours|minutes?|o'clock)\b", re.IGNORECASE)
+_DAY = re.compile(r"\b(?:day|date|today|weekday|month|year)\b", re.IGNORECASE)
 _PLACE = re.compile(r"\bin ((?:[A-Z][\w-]+|UTC|GMT)(?: [A-Z][\w-]+){0,2})")
 
 
@@ -51,11 +53,12 @@ class Clock(Tool):
         found = super().signal(text, workspace)
         if found is None:
             return None
-        arguments: dict[str, Any] = {}
+        timely = bool(_TIME.search(text))
+        arguments: dict[str, Any] = {} if timely and _DAY.search(text) else {"tell": "time" if timely else "date"}
         day = date_in(text, _now(workspace, None).date())
         if day is not None:
-            arguments["date"] = day
-        elif _TIME.search(text):
+            arguments = {"date": day}
+        elif timely:
             for match in _PLACE.finditer(text):
                 if _known(match[1]):
                     arguments["zone"] = match[1]
@@ -73,7 +76,8 @@ class Clock(Tool):
         offset = now.strftime("%z")
         where = f"{place}, " if place else ""
         text = f"It is {today}, {now:%H:%M:%S} (time zone: {where}{now.tzname()}, UTC{offset[:3]}:{offset[3:5]})."
-        return ToolResult(text, fact=f"{today} {now:%H:%M}")
+        fact = {"date": today, "time": f"{now:%H:%M}"}.get(arguments.get("tell", ""), f"{today} {now:%H:%M}")
+        return ToolResult(text, fact=fact)
 
 
 def _now(workspace: Workspace, zone: tzinfo | None) -> datetime:

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from msgspec import Struct
 
-from timeline.cognition.builtin.numbers import (
+from timeline.cognition.builtin.functions import (
     CONSTANTS,
     CONTEXT,
     FUNCTIONS,
