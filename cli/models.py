@@ -183,7 +183,7 @@ def warm(
     from .app import wait_for
 
     config = load()
-    route, _ = config.choose(model)
+    route = config.choose(model)
     seconds, where = wait_for(_warm(config, route))
     said = WARMED[where]
     if as_json:

@@ -213,8 +213,11 @@ def _is_here(config: Config, name: str) -> bool:
 
 def _usual_model(config: Config, name: str, offered: tuple[ModelInfo, ...]) -> str | None:
     """The model that questions go to: the default route's, else the first that is configured, else the first there is."""
+    from timeline.config import ModelRef
+
     written = config.settings.llm_providers.get(name)
-    routed = [model.model for model in config.default_route() if model.provider == name]
+    route = config.default_route()
+    routed = [choice.model for choice in route if isinstance(choice, ModelRef) and choice.provider == name]
     return next(iter([*routed, *(written.models if written else ()), *(model.id for model in offered)]), None)
 
 

@@ -152,7 +152,7 @@ class Timeline:
             msg = "there is nothing to ask: give a prompt as an argument or on standard input"
             raise UsageError(msg)
         _check_text(prompt, system or "", *(file.body for file in files if isinstance(file.body, str)))
-        route, why = self.config.choose(model)
+        route, why = self.config.choose(model), "default route" if model is None else "asked for"
         provider = self._providers.get(route.provider)
         if any(isinstance(file.body, bytes) for file in files) and not provider.capabilities.images:
             msg = f"{route} takes no images: ask a model that does, with -m"

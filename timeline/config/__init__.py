@@ -9,7 +9,7 @@ from __future__ import annotations
 from timeline.config.keys import FoundKey
 from timeline.config.loading import load
 from timeline.config.paths import PROJECT_FILE, Paths, find_paths
-from timeline.config.resolved import Config, ModelRef, Setting
+from timeline.config.resolved import Auto, Choice, Config, ModelRef, Setting
 from timeline.config.settings import (
     KINDS,
     BudgetConfig,
@@ -23,13 +23,17 @@ from timeline.config.settings import (
     Routing,
     Settings,
     StoreConfig,
+    Strategy,
+    Task,
 )
 
 __all__ = [
     "KINDS",
     "PROJECT_FILE",
+    "Auto",
     "BudgetConfig",
     "CacheConfig",
+    "Choice",
     "Complexity",
     "Config",
     "FoundKey",
@@ -44,6 +48,8 @@ __all__ = [
     "Setting",
     "Settings",
     "StoreConfig",
+    "Strategy",
+    "Task",
     "find_paths",
     "load",
 ]

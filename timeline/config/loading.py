@@ -12,7 +12,17 @@ import msgspec
 from timeline.config.file import decode, nearest, read, where
 from timeline.config.paths import Paths, beside, find_paths
 from timeline.config.resolved import DEFAULT, Config
-from timeline.config.settings import DEFAULTS, KINDS, SECRET, KeyPath, ProviderConfig, Settings, fill, plugin_kinds
+from timeline.config.settings import (
+    AUTO,
+    DEFAULTS,
+    KINDS,
+    SECRET,
+    KeyPath,
+    ProviderConfig,
+    Settings,
+    fill,
+    plugin_kinds,
+)
 from timeline.errors import ConfigError
 
 __all__ = ["load"]
@@ -128,6 +138,8 @@ def _check(config: Config, name: str, provider: ProviderConfig) -> None:
         full = ("llm_providers", name, *path)
         raise ConfigError(where(config.source(*full), full, what))
 
+    if name == AUTO:
+        wrong("expected another name: auto: chooses among the models of all")
     if ":" in name:
         wrong("expected a name without a colon, which separates provider:model")
     if provider.kind is None and name not in KINDS and provider.enabled and name not in plugin_kinds():

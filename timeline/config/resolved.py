@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from msgspec import Struct
 
@@ -13,12 +13,15 @@ from timeline.config.file import nearest, where
 from timeline.config.keys import FoundKey, KeyFile, checked, in_keyring, printed_by
 from timeline.config.paths import Paths, beside
 from timeline.config.settings import (
+    AUTO,
     KINDS,
+    Complexity,
     KeyPath,
     Kind,
     ProviderConfig,
     ResolvedProvider,
     Settings,
+    Strategy,
     Task,
     fill,
     masked,
@@ -26,7 +29,7 @@ from timeline.config.settings import (
 )
 from timeline.errors import AmbiguousName, ConfigError, MissingKey, NotFound, TimelineError, UsageError
 
-__all__ = ["Config", "ModelRef", "Setting"]
+__all__ = ["Auto", "Choice", "Config", "ModelRef", "Setting"]
 
 DEFAULT = "default"
 ENVIRONMENT = "TIMELINE_MODEL"
@@ -44,6 +47,18 @@ class ModelRef(Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.provider}:{self.model}"
+
+
+class Auto(Struct, frozen=True):
+    """A way to choose among the listed models; `str()` gives `auto:strategy`."""
+
+    strategy: Strategy
+
+    def __str__(self) -> str:
+        return f"{AUTO}:{self.strategy}"
+
+
+Choice = ModelRef | Auto
 
 
 class Setting(Struct, frozen=True):
@@ -117,6 +132,11 @@ class Config:
         """
         text = text.strip()
         provider, colon, model = text.partition(":")
+        if provider == AUTO:
+            msg = (
+                f'"{text}" chooses among models and is none itself: write provider:model, for example embedded:smollm2'
+            )
+            raise UsageError(msg)
         if provider and model and (provider in self.settings.llm_providers or provider in KINDS):
             return ModelRef(provider, model)
         listing = [name for name in self.providers if text in self.settings.llm_providers[name].models]
@@ -133,47 +153,104 @@ class Config:
         msg = f'"{text}" names no model: write {hint}, for example embedded:smollm2'
         raise UsageError(msg)
 
-    def candidates(self, task: Task) -> tuple[ModelRef, ...]:
-        """The models configured for a task, the preferred one first; empty where none is.
+    def parse_choice(self, text: str) -> Choice:
+        """The model that `text` names, as `parse_model`, or the strategy of an `auto:…`.
+
+        Raises:
+            UsageError: There is no such strategy.
+            UsageError, AmbiguousName, NotFound: See `parse_model`.
+        """
+        first, _, strategy = text.strip().partition(":")
+        if first != AUTO:
+            return self.parse_model(text)
+        for known in get_args(Strategy):
+            if strategy == known:
+                return Auto(known)
+        names = [f"{AUTO}:{known}" for known in get_args(Strategy)]
+        msg = f'there is no strategy "{text.strip()}": {nearest(text.strip(), names)}'
+        raise UsageError(msg)
+
+    def candidates(self, task: Task) -> tuple[Choice, ...]:
+        """What is configured for a task, the preferred one first; empty where nothing is.
 
         Raises:
             ConfigError: One of them names no model, or a project's file asks for one that the user didn't list.
         """
-        path = ("routing_strategy", task)
-        written = getattr(self.settings.routing_strategy, task)
-        texts = written if isinstance(written, list) else [written] if written else []
-        try:
-            models = tuple(self.parse_model(text) for text in texts)
-        except (UsageError, NotFound) as exc:
-            source = self.source(*path)
-            raise ConfigError(where(source, () if source == ENVIRONMENT else path, str(exc))) from exc
-        if self.source(*path) == str(self.paths.project_file):
-            for model in models:
-                self._refuse_foreign_choice(model, path)
-        return models
+        return self._route(getattr(self.settings.routing_strategy, task), ("routing_strategy", task))
 
-    def default_route(self) -> tuple[ModelRef, ...]:
-        """The models for one direct question that names none, the preferred one first.
+    def tier(self, complexity: Complexity) -> tuple[Choice, ...]:
+        """What is configured for prompts of a complexity; empty where nothing is.
 
         Raises:
             ConfigError: See `candidates`.
         """
-        tasks: tuple[Task, ...] = ("default", "response_formatting", "fallback")
-        found = (self.candidates(task) for task in tasks)
-        return next((models for models in found if models), (ModelRef("embedded", "smollm2"),))
+        written = self.settings.routing_strategy.complexity.get(complexity)
+        return self._route(written, ("routing_strategy", "complexity", complexity))
 
-    def choose(self, model: str | None) -> tuple[ModelRef, str]:
-        """The model for one direct question, and why that one, in words for the log.
+    def route_for(self, task: Task) -> tuple[tuple[Choice, ...], Task]:
+        """What is asked for a task when nobody names a model, the preferred one first, and which route said so.
 
-        Args:
-            model: What the user asked for; None for the default.
+        Without any route that is the fallback, or else the embedded model; both count as `default`.
 
         Raises:
-            ConfigError, UsageError, AmbiguousName, NotFound: See `parse_model` and `candidates`.
+            ConfigError: See `candidates`.
         """
-        if model is not None:
-            return self.parse_model(model), "asked for"
-        return self.default_route()[0], "default route"
+        # A direct question is answered by who writes the answers, where there is no default.
+        order: tuple[Task, ...] = (task, "default") if task != "default" else ("default", "response_formatting")
+        for name in order:
+            if found := self.candidates(name):
+                return found, name
+        return self.candidates("fallback") or (ModelRef("embedded", "smollm2"),), "default"
+
+    def default_route(self) -> tuple[Choice, ...]:
+        """What is asked for one direct question that names no model, the preferred one first.
+
+        Raises:
+            ConfigError: See `candidates`.
+        """
+        return self.route_for("default")[0]
+
+    def choose(self, model: str | None) -> ModelRef:
+        """The one model that a user means.
+
+        Args:
+            model: As the user named it; None for the default.
+
+        Raises:
+            UsageError: It is an `auto:…`, which may mean another one each time.
+            ConfigError, AmbiguousName, NotFound: See `parse_model` and `candidates`.
+        """
+        choice = self.default_route()[0] if model is None else self.parse_model(model)
+        return self.parse_model(str(choice))
+
+    @property
+    def offered(self) -> tuple[ModelRef, ...]:
+        """The models that `auto:…` chooses among: those listed under enabled providers, in the order of the file.
+
+        A built-in one counts only where nothing else is listed.
+        """
+        found: dict[ModelRef, bool] = {}
+        for path, (value, source) in self._values.items():
+            match path:
+                case ("llm_providers", name, "models", *model) if self.settings.llm_providers[name].enabled:
+                    for each in model or value or ():
+                        found.setdefault(ModelRef(name, str(each)), source == DEFAULT)
+        own = tuple(ref for ref, built_in in found.items() if not built_in)
+        return own or tuple(found)
+
+    def _route(self, written: str | list[str] | None, path: KeyPath) -> tuple[Choice, ...]:
+        texts = written if isinstance(written, list) else [written] if written else []
+        try:
+            choices = tuple(self.parse_choice(text) for text in texts)
+        except (UsageError, NotFound) as exc:
+            source = self.source(*path)
+            raise ConfigError(where(source, () if source == ENVIRONMENT else path, str(exc))) from exc
+        if self.source(*path) == str(self.paths.project_file):
+            for choice in choices:
+                # What an `auto:…` may choose, the user has listed.
+                if isinstance(choice, ModelRef):
+                    self._refuse_foreign_choice(choice, path)
+        return choices
 
     def _refuse_foreign_choice(self, model: ModelRef, path: KeyPath) -> None:
         """A project file may pick among what the user listed and the models of the engine in this process."""
@@ -356,6 +433,6 @@ class Config:
         known = sorted({*KINDS, *plugin_kinds(), *self.settings.llm_providers})
         entry = f"{name}: {{kind: openai, base_url: ...}}"
         return NotFound(
-            f'there is no provider "{name}": {nearest(name, known)} (any server of OpenAI\'s format can be added'
+            f'there is no provider "{name}": {nearest(name, [*known, AUTO])} (any server of OpenAI\'s format can be added'
             f" as {entry} under llm_providers in {self.paths.config_file})"
         )

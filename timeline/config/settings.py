@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 __all__ = [
+    "AUTO",
     "DEFAULTS",
     "KINDS",
     "SECRET",
@@ -25,6 +26,7 @@ __all__ = [
     "Routing",
     "Settings",
     "StoreConfig",
+    "Strategy",
     "Task",
     "Window",
     "fill",
@@ -36,6 +38,9 @@ SECRET = frozenset({"api_key", "headers", "options"})
 """Keys whose values no error, repr or listing shows."""
 VARIABLE = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\})?")
 
+AUTO = "auto"
+"""What stands before the colon where a strategy chooses the model: `auto:cheapest`. No provider may be called so."""
+
 KeyPath = tuple[str, ...]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Dollars = Annotated[float, Meta(ge=0, le=1_000_000)]
@@ -44,6 +49,7 @@ Route = Name | Annotated[list[Name], Meta(min_length=1)]
 Complexity = Literal["low", "medium", "high"]
 Task = Literal["query_routing", "tool_calling", "response_formatting", "fallback", "default"]
 Window = Literal["call", "turn", "session", "day", "week", "month", "total"]
+Strategy = Literal["cheapest", "fastest", "best", "balanced"]
 TimeoutName = Literal["connect", "first_byte", "between_chunks", "total"]
 
 
@@ -117,7 +123,7 @@ class ProviderConfig(_Masked, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 class Routing(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Which model does what: `provider:model`, or a list of them in order of preference.
+    """Which model does what: `provider:model`, `auto:strategy`, or a list of them in order of preference.
 
     Args:
         query_routing: Decides what a prompt needs.
@@ -125,7 +131,7 @@ class Routing(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         response_formatting: Writes the answer.
         fallback: Where to go when all else fails; null turns that off.
         default: For everything that has no route of its own.
-        complexity: Who answers a prompt of low, medium or high complexity, where the route is `auto:…`, or none.
+        complexity: Who writes the answer to a prompt of low, medium or high complexity, before `response_formatting`.
         rotate: Go to the next candidate rather than wait for a limit, where that one is free sooner.
         on_stream_error: When an answer breaks off after its first words: `fail` keeps what came and says so,
             `restart` asks again, or the next candidate.

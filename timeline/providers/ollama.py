@@ -34,6 +34,7 @@ from timeline.providers.counters import count
 from timeline.providers.failures import Complaint
 from timeline.providers.framing import Framer, NDJSONFramer
 from timeline.providers.http import Head, HTTPProvider, Parser
+from timeline.providers.reach import is_cloud
 from timeline.providers.waiting import Timeouts
 
 __all__ = ["ChatLineParser", "OllamaProvider"]
@@ -291,8 +292,7 @@ class OllamaProvider(HTTPProvider):
 
     def is_local(self, model: str) -> bool:
         """Whether `model` is computed on this machine: cloud models only look as if they were."""
-        cloud = model.endswith(("-cloud", ":cloud")) or model in self._remote
-        return self.local and not cloud
+        return self.local and not (is_cloud(model) or model in self._remote)
 
     def auth_headers(self) -> dict[str, str]:
         """None."""

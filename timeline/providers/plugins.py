@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from timeline.config import Config, ResolvedProvider
-    from timeline.providers.base import LLMProvider
+    from timeline.providers.base import Capabilities, LLMProvider
     from timeline.providers.contract import Guarded, Problem
 
-__all__ = ["SETTINGS", "Listed", "Progress", "listing", "make", "make_provider", "validate"]
+__all__ = ["SETTINGS", "Listed", "Progress", "capabilities", "listing", "make", "make_provider", "validate"]
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -216,6 +216,12 @@ def make(resolved: ResolvedProvider, models_dir: Path, progress: Progress | None
         settings |= {"api_key": resolved.api_key, "local": bool(resolved.local)}
     provider: LLMProvider = _built_in_class(resolved.kind)(**settings)
     return provider
+
+
+def capabilities(kind: str) -> Capabilities:
+    """What a built-in kind of provider can do; none is made."""
+    able: Capabilities = _built_in_class(kind).capabilities
+    return able
 
 
 def _built_in_class(kind: str) -> Any:

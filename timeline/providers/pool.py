@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Self
 
 from timeline.errors import TimelineError
 from timeline.providers.plugins import make_provider
+from timeline.providers.reach import network, runs_here
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from timeline.config import Config
+    from timeline.config import Config, ModelRef
     from timeline.providers.base import LLMProvider
     from timeline.providers.plugins import Progress
 
@@ -56,22 +57,38 @@ class Providers:
             self._made[name] = make_provider(self.config, name, self._progress)
         return self._made[name]
 
-    def warm(self, model: str | None = None) -> None:
-        """Begin to load the model that will be asked, if it runs on this machine.
+    def warm(self, model: str | None = None, *, going_on: bool = False) -> None:
+        """Begin to load the model that will be asked, if it runs on this machine and that much is certain already.
 
         Nothing is opened to anywhere else before a request is recorded. What goes wrong is left for the
         request to meet.
 
         Args:
             model: As the user named it; None for the default one.
+            going_on: Whether a session goes on, so that its own model, which the log knows, comes first.
         """
         with suppress(TimelineError):
-            route, _ = self.config.choose(model)
-            kind, _ = self.config.served(route.provider)
-            if kind != "embedded":
+            route = self._foreseen(model, going_on=going_on)
+            if route is None or self.config.served(route.provider)[0] != "embedded":
                 return
             task = asyncio.create_task(self.get(route.provider).warm_up(route.model), name="timeline-warm-up")
             self._warming.add(task)
+
+    def _foreseen(self, model: str | None, *, going_on: bool) -> ModelRef | None:
+        """The first candidate of a direct question, as far as it follows from the settings alone."""
+        from timeline.config import ModelRef
+
+        config = self.config
+        if model is None and going_on:
+            return None
+        chain = config.default_route() if model is None else (config.parse_choice(model),)
+        for choice in (*chain, *config.candidates("fallback")):
+            if not isinstance(choice, ModelRef):
+                return None
+            # Looked for last: mostly nothing depends on it.
+            if runs_here(config, choice) or not (config.settings.offline or network() != "routed"):
+                return choice
+        return None
 
     async def _close(self) -> None:
         for task in self._warming:

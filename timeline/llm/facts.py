@@ -1,0 +1,207 @@
+"""Where the router's facts come from: settings, price table, network and log, each looked into only where it matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from timeline.config import KINDS, Auto, Choice, Complexity, Config, ModelRef
+from timeline.errors import TimelineError, UsageError
+from timeline.events import Clock
+from timeline.llm.pricing import PriceBook
+from timeline.llm.ranking import ModelFacts
+from timeline.llm.router import FALLBACK, Asked, Facts, LastAnswer, Rejected, Routed, route
+from timeline.projections.blocks import Session
+from timeline.providers.base import Capabilities, LLMProvider
+from timeline.providers.reach import Network, network, on_own_link, runs_here
+
+__all__ = ["Router", "last_answer"]
+
+SHORT = 1000
+"""Tokens, as estimated, that fit the context of every model that is served: nothing has to be looked up for them."""
+EMBEDDED_CONTEXT = 8192
+"""Tokens of context of an embedded model at most, unless the settings say more."""
+
+Offline = Literal["configured", "no network"]
+
+
+def last_answer(session: Session) -> LastAnswer | None:
+    """Whom a session asked last, and why; None where nobody has answered yet.
+
+    Of a call that went on to another candidate it is the first that counts: when it is there again, it is asked again.
+    """
+    for turn in reversed(session.turns):
+        answer = turn.answer
+        if turn.state != "completed" or answer is None:
+            continue
+        tried = [item for step in turn.steps for item in step.attempts if item.call_id == answer.call_id]
+        wanted = next((item for item in tried if not item.why.startswith(FALLBACK)), None)
+        if wanted is not None and wanted.provider:
+            return LastAnswer(ModelRef(wanted.provider, wanted.model), wanted.why)
+    return None
+
+
+class Router:
+    """Decides whom a call may go to, by the settings and what is known now.
+
+    Args:
+        config: The settings.
+        clock: Time.
+        prices: What models cost.
+        get: The provider of a name; asked only for plugins, of which the settings don't say enough.
+        look: Whether there is a network.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        prices: PriceBook,
+        get: Callable[[str], LLMProvider],
+        look: Callable[[], Network] = network,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._prices = prices
+        self._get = get
+        self._look = look
+
+    async def route(self, asked: Asked, last: LastAnswer | None = None) -> Routed:
+        """Whom a call may go to; at least one.
+
+        Args:
+            asked: What it needs.
+            last: Of the session that goes on.
+
+        Raises:
+            ConfigError: A route names no model, or the settings of the only models that were wanted are wrong.
+            NotFound, MissingKey, UsageError: None of those that were wanted can be asked.
+        """
+        facts = await self.facts(asked, last)
+        routed = route(asked, facts, self._clock.now())
+        if not routed.candidates:
+            raise self._refusal(routed, facts)
+        return routed
+
+    async def facts(self, asked: Asked, last: LastAnswer | None = None, *, all_prices: bool = False) -> Facts:
+        """What there is to know for a decision.
+
+        Args:
+            asked: What the call needs.
+            last: Of the session that goes on.
+            all_prices: Look up prices and contexts also where the decision doesn't depend on them.
+
+        Raises:
+            ConfigError: A route names no model.
+        """
+        config = self._config
+        chosen, name = ((), asked.task) if asked.models else config.route_for(asked.task)
+        tiers: dict[Complexity, tuple[Choice, ...]] = {}
+        if asked.complexity and not asked.models:
+            tiers[asked.complexity] = config.tier(asked.complexity)
+        fallback = config.candidates("fallback")
+        choices = [*asked.models, *chosen, *(choice for tier in tiers.values() for choice in tier), *fallback]
+        automatic = any(isinstance(choice, Auto) for choice in choices)
+        offered = config.offered if automatic else ()
+        refs = [choice for choice in choices if isinstance(choice, ModelRef)]
+        refs = list(dict.fromkeys([*refs, *offered, *([last.model] if last else [])]))
+        looked_up = automatic or all_prices or asked.request.input_tokens > SHORT
+        offline, reach = self._reach(refs)
+        return Facts(
+            route=chosen,
+            route_name=name,
+            tiers=tiers,
+            fallback=fallback,
+            offered=offered,
+            models={ref: await self._known(ref, asked, reach, prices=looked_up) for ref in refs},
+            last=last,
+            offline=offline,
+        )
+
+    # -------------------------------------------------------------- one model
+
+    async def _known(self, ref: ModelRef, asked: Asked, reach: Network, *, prices: bool) -> ModelFacts:
+        request = asked.request
+        needs = request.tools or request.schema or request.images
+        try:
+            here = self._here(ref, reach)
+            problem = self._config.problem(ref.provider)
+            able = self._capabilities(ref) if needs else None
+        except TimelineError as exc:
+            return ModelFacts(problem=exc)
+        facts = ModelFacts(here=here, problem=problem, capabilities=able, context=self._context(ref))
+        if not prices or problem is not None:
+            return facts
+        free = self._free(ref)
+        await self._prices.ready(ref.provider, ref.model, local=free)
+        price = self._prices.listed(ref.provider, ref.model, local=free, at=self._clock.now())
+        return ModelFacts(here=here, capabilities=able, context=facts.context or price.context, price=price)
+
+    def _here(self, ref: ModelRef, reach: Network) -> bool:
+        here = runs_here(self._config, ref)
+        if here is None:
+            here = self._get(ref.provider).is_local(ref.model)
+        return here or (reach == "link" and on_own_link(self._config, ref))
+
+    def _free(self, ref: ModelRef) -> bool:
+        """Whether it costs nothing, as the provider itself would say: see `LLMProvider.is_local`."""
+        kind, _ = self._config.served(ref.provider)
+        written = self._config.settings.llm_providers.get(ref.provider)
+        said = written.local if written else None
+        if kind not in KINDS:
+            return self._get(ref.provider).is_local(ref.model)
+        return bool(runs_here(self._config, ref)) and (kind in ("embedded", "ollama") or bool(said))
+
+    def _capabilities(self, ref: ModelRef) -> Capabilities:
+        """What its provider can do. A single model of it may be able to do less, and then says so itself."""
+        from timeline.providers.plugins import capabilities
+
+        kind, _ = self._config.served(ref.provider)
+        if kind == "embedded":
+            from timeline.providers.models import KNOWN_MODELS
+
+            # llama.cpp hands tools to the model's template; those of the built-in ones have no place for them.
+            return Capabilities(tools=ref.model not in KNOWN_MODELS, schema=True)
+        return capabilities(kind) if kind in KINDS else self._get(ref.provider).capabilities
+
+    def _context(self, ref: ModelRef) -> int | None:
+        written = self._config.settings.llm_providers.get(ref.provider)
+        if written is not None and written.context:
+            return written.context
+        return EMBEDDED_CONTEXT if self._config.served(ref.provider)[0] == "embedded" else None
+
+    # -------------------------------------------------------------- the network
+
+    def _reach(self, refs: Iterable[ModelRef]) -> tuple[Offline | None, Network]:
+        """Why only models on this machine may be asked, and what can be reached."""
+        if self._config.settings.offline:
+            return "configured", "none"
+        if all(map(self._surely_here, refs)):
+            return None, "routed"
+        reach = self._look()
+        return (None if reach == "routed" else "no network"), reach
+
+    def _surely_here(self, ref: ModelRef) -> bool:
+        try:
+            return bool(runs_here(self._config, ref))
+        except TimelineError:
+            return False
+
+    # -------------------------------------------------------------- nobody
+
+    def _refusal(self, routed: Routed, facts: Facts) -> TimelineError:
+        """Why nobody can be asked: what is wrong with the first that was wanted."""
+        first = next(iter(routed.rejected), None)
+        if first is None:
+            msg = "auto: has no model to choose from: list some under llm_providers"
+            return UsageError(msg)
+        problem = facts.of(ModelRef(first.provider, first.model)).problem
+        if first.ground == "unusable" and problem is not None:
+            return problem
+        return UsageError(f"{first}: {_remedy(first)}")
+
+
+def _remedy(rejected: Rejected) -> str:
+    if rejected.ground == "elsewhere":
+        return "ask one that is with -m, or leave --offline and the setting offline away"
+    return "ask a model that does, with -m"
