@@ -25,8 +25,9 @@ from timeline.events import (
     TurnInterrupted,
     Usage,
 )
-from timeline.llm.manager import LLMManager
+from timeline.llm.manager import LLMManager, Superseded
 from timeline.llm.pricing import PriceBook, estimate_tokens
+from timeline.llm.router import Candidate
 from timeline.projections import Projections
 from timeline.projections.blocks import (
     Blocks,
@@ -39,15 +40,21 @@ from timeline.projections.blocks import (
     open_turns,
     sources,
 )
+from timeline.projections.cache import Cache
 from timeline.projections.calls import Calls, OpenAttempt, open_attempts, where_recorded
 from timeline.projections.usage import Grouping, ReportRow, UsageProjection, report
 from timeline.providers.base import Delta, Message, ModelInfo
 from timeline.providers.pool import Providers
 from timeline.store import EventStore, is_alive, this_process
 
-__all__ = ["Timeline"]
+__all__ = ["Timeline", "read_models"]
 
 TITLE_CHARACTERS = 60
+
+
+def read_models() -> Projections:
+    """All that is folded from the log, in the order in which each sees an event."""
+    return Projections([Calls(), UsageProjection(), Blocks(), Cache()])
 
 
 class Timeline:
@@ -68,7 +75,7 @@ class Timeline:
         self._clock = clock
         self._providers = providers
         self._prices = PriceBook(config.settings.prices, config.served)
-        self._manager = LLMManager(store, clock, self._prices)
+        self._manager = LLMManager(store, clock, providers.get, self._prices, config.settings)
 
     @classmethod
     @asynccontextmanager
@@ -100,7 +107,7 @@ class Timeline:
             store = await stack.enter_async_context(
                 EventStore.open(
                     config.paths.store,
-                    Projections([Calls(), UsageProjection(), Blocks()]),
+                    read_models(),
                     synchronous=config.settings.store.synchronous,
                     read_only=read_only,
                 )
@@ -125,7 +132,7 @@ class Timeline:
         seed: int | None = None,
         stream: bool = True,
         private: bool = False,
-    ) -> AsyncGenerator[Delta | Event | TurnEnd]:
+    ) -> AsyncGenerator[Delta | Event | Superseded | TurnEnd]:
         """Ask, in a new session or an existing one.
 
         Args:
@@ -141,8 +148,8 @@ class Timeline:
             private: Record totals, not bodies.
 
         Yields:
-            Deltas as they arrive, events as they are committed, and last a `TurnEnd`, which carries the error if
-            the turn failed.
+            Deltas as they arrive, events as they are committed, a `Superseded` where the deltas so far no longer
+            count, and last a `TurnEnd`, which carries the error if the turn failed.
 
         Raises:
             UsageError, NotFound, AmbiguousName, ConfigError, MissingKey: Nothing was asked or recorded.
@@ -172,8 +179,7 @@ class Timeline:
                 system = str(bodies[systems[-1]]) if systems and systems[-1] in bodies else None
         ask = Ask(
             prompt=prompt,
-            model=route.model,
-            why=why,
+            candidates=(Candidate(route.provider, route.model, why),),
             session_id=session_id,
             first=first,
             system=system,
@@ -185,7 +191,7 @@ class Timeline:
             private=private,
             stream=stream,
         )
-        turn = answer_directly(self.store, self._manager, self._clock, provider, ask)
+        turn = answer_directly(self.store, self._manager, self._clock, ask)
         async with aclosing(turn) as items:
             async for item in items:
                 yield item

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from support.stores import projections
+from timeline.config import Retry, Settings
 from timeline.events import (
     CallFailed,
     CallInterrupted,
@@ -26,22 +28,21 @@ from timeline.events import (
     TurnStarted,
 )
 from timeline.llm.manager import CallContext, CallEnd, LLMManager
-from timeline.projections import Projections
-from timeline.projections.blocks import Blocks
-from timeline.projections.calls import Calls
-from timeline.projections.usage import UsageProjection
+from timeline.llm.router import Candidate
 from timeline.providers.base import Delta, LLMProvider, LLMRequest, Message
 from timeline.store import EventStore, this_process
 
 __all__ = ["Recorder", "opened", "recorder"]
 
+ONCE = Settings(retry=Retry(max_attempts=1))
+"""Nothing is tried again."""
 ENDS = (ResponseCompleted, CallFailed, CallInterrupted)
 
 
 @asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[EventStore]:
     """A store with all its read models."""
-    async with EventStore.open(path, Projections([Calls(), UsageProjection(), Blocks()])) as store:
+    async with EventStore.open(path, projections()) as store:
         yield store
 
 
@@ -51,7 +52,8 @@ class Recorder:
     def __init__(self, store: EventStore, clock: Clock) -> None:
         self.store = store
         self.clock = clock
-        self.manager = LLMManager(store, clock)
+        self.providers: dict[str, LLMProvider] = {}
+        self.manager = LLMManager(store, clock, self.providers.__getitem__, settings=ONCE)
         self.session_id = clock.uuid7()
 
     def opening(self) -> list[NewEvent]:
@@ -77,10 +79,10 @@ class Recorder:
     ) -> Any:
         """The call, not yet begun."""
         asked = LLMRequest("model", messages=(Message("user", request.pop("prompt", "Why?")),), **request)
-        context = CallContext(
-            self.session_id, "turn", "step", (MessageRef("user"),), "asked for", private=private, stream=stream
-        )
-        return self.manager.stream(provider, asked, context, opening=self.opening(), contents=contents)
+        context = CallContext(self.session_id, "turn", "step", (MessageRef("user"),), private=private, stream=stream)
+        self.providers[provider.name] = provider
+        candidates = [Candidate(provider.name, "model", "asked for")]
+        return self.manager.stream(candidates, asked, context, opening=self.opening(), contents=contents)
 
     async def call(self, provider: LLMProvider, **options: Any) -> list[Delta | Event | CallEnd]:
         """The call to its end: all it yielded."""

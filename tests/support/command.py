@@ -233,7 +233,8 @@ class Home:
     def configure(self, **provider: Any) -> None:
         """Write the configuration; keyword arguments are further fields of the provider `t`."""
         entry = {"kind": "openai", "base_url": self.url, "models": ["m"], "local": True, **provider}
-        settings = {"llm_providers": {"t": entry}, "routing_strategy": {"default": "t:m"}}
+        settings = {"llm_providers": {"t": entry}, "routing_strategy": {"default": "t:m", "fallback": None}}
+        settings["retry"] = {"max_attempts": 1}
         # JSON is YAML.
         (self.path / "config.yaml").write_text(json.dumps(settings))
 

@@ -13,9 +13,7 @@ from typing import Any
 from timeline import events as e
 from timeline.events import Clock, EventData, NewEvent, Owner
 from timeline.projections import Projections
-from timeline.projections.blocks import Blocks
-from timeline.projections.calls import Calls
-from timeline.projections.usage import UsageProjection
+from timeline.runtime import read_models as folded
 from timeline.store import EventStore, Synchronous, content_digest
 
 OWNER = Owner("machine/4026531836/0f1e2d3c", 4711, 1234.5)
@@ -39,7 +37,7 @@ class TickingClock(Clock):
 
 def projections() -> Projections:
     """What the library itself folds."""
-    return Projections([Calls(), UsageProjection(), Blocks()])
+    return folded()
 
 
 def opened(
@@ -174,7 +172,7 @@ def every_event() -> list[EventData]:
 # ------------------------------------------------------------------ looking into the file
 
 
-READ_MODELS = ("sessions", "turns", "steps", "attempts", "usage", "spending", "budget_alerts", "projections")
+READ_MODELS = ("sessions", "turns", "steps", "attempts", "usage", "spending", "budget_alerts", "cached", "projections")
 
 
 def look(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:

@@ -17,7 +17,7 @@ from support.loopback import Server
 
 from timeline.errors import ProviderError, ServerError, StoreFull
 from timeline.events import CallFailed, CallInterrupted, ChunkReceived, Event, RequestSent, ResponseCompleted
-from timeline.llm.manager import WINDOW_CHARACTERS, WINDOW_SECONDS, CallEnd
+from timeline.llm.attempt import WINDOW_CHARACTERS, WINDOW_SECONDS, CallEnd
 from timeline.providers.base import Delta, Finish, UsageReport
 from timeline.providers.openai import OpenAIProvider
 from timeline.store import content_digest

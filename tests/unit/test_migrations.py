@@ -184,9 +184,8 @@ async def test_a_read_model_that_lags_catches_up_at_the_next_start(path: Path) -
     scribe = Scribe()
     async with EventStore.open(path, Projections([UsageProjection(), Blocks()])) as store:
         await store.append([scribe.session("late"), *scribe.turn("late")])
-    assert [("blocks", 16), ("calls", 8), ("usage", 16)] == look(
-        path, "SELECT name, position FROM projections ORDER BY 1"
-    )
+    positions = dict(look(path, "SELECT name, position FROM projections"))
+    assert (16, 8) == (positions["blocks"], positions["calls"])
 
     async with opened(path) as store:
         before = read_models(path)
@@ -204,9 +203,8 @@ async def test_a_release_without_a_projection_leaves_it_alone_and_another_catche
     async with opened(path) as full, EventStore.open(path, Projections([Blocks()])) as without:
         await without.append(scribe.turn("s0"))
         await full.append(scribe.turn("s0"))
-    assert [("blocks", 22), ("calls", 8), ("usage", 8)] == look(
-        path, "SELECT name, position FROM projections ORDER BY 1"
-    )
+    positions = dict(look(path, "SELECT name, position FROM projections"))
+    assert (22, 8) == (positions.pop("blocks"), *set(positions.values()))
 
     async with opened(path) as store:
         before = read_models(path)

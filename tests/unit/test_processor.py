@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.calls import opened
+from support.calls import ONCE, opened
 
 from timeline.cognition.processor import Ask, TurnEnd, answer_directly, history
 from timeline.cognition.prompts import File
 from timeline.errors import ServerError
 from timeline.events import Clock, Event, RequestSent, SessionStarted, StepFailed, TurnFailed, TurnStarted
 from timeline.llm.manager import LLMManager
+from timeline.llm.router import Candidate
 from timeline.projections.blocks import Session, fold
 from timeline.providers.base import Delta, LLMProvider, Message
 from timeline.store import EventStore, content_digest, this_process
@@ -30,13 +31,15 @@ class Turns:
     def __init__(self, store: EventStore) -> None:
         self.store = store
         self.clock = Clock()
-        self.manager = LLMManager(store, self.clock)
+        self.providers: dict[str, LLMProvider] = {}
+        self.manager = LLMManager(store, self.clock, self.providers.__getitem__, settings=ONCE)
         self.session_id = self.clock.uuid7()
 
     def turn(self, provider: LLMProvider, prompt: str = "Why?", **more: Any) -> Any:
         """A turn, not yet begun."""
-        ask = Ask(prompt, "model", "asked for", self.session_id, **more)
-        return answer_directly(self.store, self.manager, self.clock, provider, ask)
+        self.providers[provider.name] = provider
+        ask = Ask(prompt, (Candidate(provider.name, "model", "asked for"),), self.session_id, **more)
+        return answer_directly(self.store, self.manager, self.clock, ask)
 
     async def first(self, provider: LLMProvider, prompt: str = "Why?", **more: Any) -> list[Any]:
         """A session's first turn to its end: all it yielded."""

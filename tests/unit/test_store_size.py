@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from support.stores import projections
+
 from timeline.cognition.processor import Ask, answer_directly
 from timeline.events import Clock, SessionStarted
 from timeline.llm.manager import LLMManager
-from timeline.projections import Projections
-from timeline.projections.blocks import Blocks
-from timeline.projections.calls import Calls
-from timeline.projections.usage import UsageProjection
+from timeline.llm.router import Candidate
 from timeline.providers.base import (
     Delta,
     Finish,
@@ -75,11 +74,12 @@ async def test_a_500_token_answer_takes_no_more_of_the_file_than_llm_takes_for_i
     path, clock, provider = tmp_path / "timeline.db", Clock(), FiveHundredTokens()
     sizes = []
     for number in range(ANSWERS):
-        async with EventStore.open(path, Projections([Calls(), UsageProjection(), Blocks()])) as store:
+        async with EventStore.open(path, projections()) as store:
             prompt = f"Question {number}: why does the sky look blue in the day and red at dusk?"
             first = SessionStarted("0.1.0", this_process(), prompt)
-            ask = Ask(prompt, "model", "asked for", clock.uuid7(), first)
-            async for _ in answer_directly(store, LLMManager(store, clock), clock, provider, ask):
+            ask = Ask(prompt, (Candidate("t", "model", "asked for"),), clock.uuid7(), first)
+            manager = LLMManager(store, clock, lambda _: provider)
+            async for _ in answer_directly(store, manager, clock, ask):
                 pass
         sizes.append(path.stat().st_size)
 

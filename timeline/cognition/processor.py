@@ -17,7 +17,6 @@ from timeline.events import (
     EventData,
     MessageRef,
     NewEvent,
-    ResponseCompleted,
     SessionStarted,
     StepCompleted,
     StepFailed,
@@ -27,9 +26,11 @@ from timeline.events import (
     TurnInterrupted,
     TurnStarted,
 )
-from timeline.llm.manager import CallContext, CallEnd, LLMManager, interrupt_reason
+from timeline.llm.attempt import CallContext, CallEnd, error_info, interrupt_reason
+from timeline.llm.manager import LLMManager, Superseded
+from timeline.llm.router import Candidate
 from timeline.projections.blocks import Session
-from timeline.providers.base import Delta, LLMProvider, LLMRequest, Message
+from timeline.providers.base import Delta, LLMRequest, Message
 from timeline.store import EventStore, content_digest, this_process
 
 __all__ = ["Ask", "TurnEnd", "answer_directly", "history"]
@@ -40,8 +41,7 @@ class Ask(Struct, frozen=True):
 
     Args:
         prompt: The user's words.
-        model: The provider's name of the model.
-        why: Why this model, in words.
+        candidates: Which models may answer, the preferred one first.
         session_id: Which timeline it belongs to.
         first: The session's first event, if the session begins with this turn.
         system: System prompt.
@@ -50,11 +50,11 @@ class Ask(Struct, frozen=True):
         temperature, max_tokens, seed: Sampling, None for the provider's own.
         private: Record totals, not bodies.
         stream: Ask for a streamed answer.
+        timeout, cache: See `timeline.llm.attempt.CallContext`.
     """
 
     prompt: str
-    model: str
-    why: str
+    candidates: tuple[Candidate, ...]
     session_id: str
     first: SessionStarted | None = None
     system: str | None = None
@@ -65,6 +65,8 @@ class Ask(Struct, frozen=True):
     seed: int | None = None
     private: bool = False
     stream: bool = True
+    timeout: float | None = None
+    cache: bool | None = None
 
 
 class TurnEnd(Struct, frozen=True):
@@ -82,8 +84,8 @@ class TurnEnd(Struct, frozen=True):
 
 
 async def answer_directly(
-    store: EventStore, manager: LLMManager, clock: Clock, provider: LLMProvider, ask: Ask
-) -> AsyncGenerator[Delta | Event | TurnEnd]:
+    store: EventStore, manager: LLMManager, clock: Clock, ask: Ask
+) -> AsyncGenerator[Delta | Event | Superseded | TurnEnd]:
     """Work out a turn with one call.
 
     Yields:
@@ -117,17 +119,17 @@ async def answer_directly(
     ended: asyncio.Future[list[Event]] | None = None
     result: TurnEnd | None = None
     try:
-        call = manager.stream(provider, request, context, opening=opening, contents=bodies)
+        call = manager.stream(ask.candidates, request, context, opening=opening, contents=bodies)
         async with aclosing(call) as items:
             async for item in items:
                 if type(item) is Delta or not isinstance(item, CallEnd):
                     yield item
                     continue
                 # Enqueued before the call's own end is awaited: both are one transaction.
-                if isinstance(item.data, ResponseCompleted):
+                if item.error is None:
                     ended = store.enqueue(new(StepCompleted(elapsed()), TurnCompleted(item.call_id, elapsed())))
                 else:
-                    error = item.data.error
+                    error = error_info(item.error, private=ask.private)
                     ended = store.enqueue(new(StepFailed(error, elapsed()), TurnFailed(error, elapsed())))
                 result = TurnEnd(turn_id, item.text, item.error)
     except (asyncio.CancelledError, GeneratorExit) as exc:
@@ -174,7 +176,7 @@ def _call(
     ask: Ask, message: MessageRef, opening: TurnStarted, turn_id: str, step_id: str
 ) -> tuple[LLMRequest, CallContext]:
     request = LLMRequest(
-        model=ask.model,
+        model=ask.candidates[0].model,
         messages=(*(past for past, _ in ask.past), user_message(ask.prompt, ask.files)),
         # An empty one ends the session's, and is no message.
         system=ask.system or None,
@@ -188,9 +190,10 @@ def _call(
         turn_id=turn_id,
         step_id=step_id,
         messages=(*system, *(ref for _, ref in ask.past), message),
-        why=ask.why,
         private=ask.private,
         stream=ask.stream,
+        timeout=ask.timeout,
+        cache=ask.cache,
     )
     return request, context
 

@@ -1,84 +1,54 @@
-"""One call to a model, written down before, while and after it happens, whatever its end.
+"""One call to a model, from the candidates for it to its one answer: cache, admission, attempts, retry, fallback.
 
-The attempt's life in the log: `request.sent` is committed before a socket opens; deltas go to
-the caller at once and to the log in windows; exactly one of `response.completed`,
-`call.failed` and `call.interrupted` ends it.
+Everything that happens is in the log before, while and after it does; there is no other retry loop in the program.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from itertools import pairwise
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from timeline.errors import BrokenStream, ProviderError, StoreError, TimelineError
+from timeline.config import Settings
+from timeline.errors import ContextTooLong, ProviderTimeout, StoreError, TimelineError
 from timeline.events import (
+    CallCacheHit,
     CallFailed,
     CallInterrupted,
+    CallRerouted,
+    CallRetryScheduled,
     ChunkReceived,
     Clock,
-    Cost,
-    DeltaKind,
-    ErrorInfo,
     Event,
     EventData,
-    InterruptReason,
-    MessageRef,
     NewEvent,
-    RequestSent,
     ResponseCompleted,
-    Usage,
 )
-from timeline.llm.pricing import PriceBook, estimate_tokens
-from timeline.providers.base import Delta, Finish, Item, LLMProvider, LLMRequest, UsageReport
-from timeline.store import EventStore, content_digest, this_process
+from timeline.llm.admission import Admission, Admitted, Chain, Following, Hit, Option, Refused, Waiting
+from timeline.llm.attempt import Attempt, CallContext, CallEnd, interrupt_reason
+from timeline.llm.pricing import PriceBook
+from timeline.llm.retry import Again, GiveUp, Next, after_failure
+from timeline.llm.router import Candidate
+from timeline.projections.calls import OpenAttempt
+from timeline.providers.base import Collector, Delta, Finish, Item, LLMProvider, LLMRequest
+from timeline.store import EventStore, is_alive
 
-__all__ = ["CallContext", "CallEnd", "LLMManager", "error_info", "interrupt_reason"]
+__all__ = ["CallContext", "CallEnd", "LLMManager", "Superseded", "deltas_of"]
 
-WINDOW_SECONDS = 0.1
-WINDOW_CHARACTERS = 64 * 1024
-
-
-class CallContext(Struct, frozen=True):
-    """Where a call belongs and what may be written about it.
-
-    Args:
-        session_id, turn_id, step_id: What it is part of.
-        messages: What is sent, as references, system prompt first.
-        why: Why this model, in words.
-        private: Record totals, not bodies.
-        stream: Ask for a streamed answer.
-    """
-
-    session_id: str
-    turn_id: str
-    step_id: str
-    messages: tuple[MessageRef, ...]
-    why: str
-    private: bool = False
-    stream: bool = True
+FOLLOW_SECONDS = 0.03
+"""How often the chunks of an equal request, made by somebody else, are looked for."""
+ALIVE_SECONDS = 1.0
+"""How often it is asked whether that somebody still lives."""
 
 
-class CallEnd(Struct, frozen=True):
-    """The last item of a call; what is enqueued before the stream is resumed is committed together with it.
+ANSWERED: Again | Next | GiveUp = GiveUp("it is answered")
 
-    Args:
-        call_id: Which call.
-        data: How its last attempt ended.
-        text: The answer's text, as far as it came.
-        error: The failure, if it failed.
-    """
 
-    call_id: str
-    data: ResponseCompleted | CallFailed
-    text: str
-    error: TimelineError | None = None
+class Superseded(msgspec.Struct, frozen=True):
+    """What was yielded of this call so far no longer counts: it begins anew."""
 
 
 class LLMManager:
@@ -86,374 +56,282 @@ class LLMManager:
 
     Args:
         store: Where to.
-        clock: Time and ids.
+        clock: Time, randomness and ids.
+        get: The provider of a name; raises a `TimelineError` where it can't be made.
         prices: What tokens cost.
+        settings: The policies.
     """
-
-    def __init__(self, store: EventStore, clock: Clock, prices: PriceBook | None = None) -> None:
-        self._store = store
-        self._clock = clock
-        self._prices = prices or PriceBook()
-
-    async def stream(
-        self,
-        provider: LLMProvider,
-        request: LLMRequest,
-        context: CallContext,
-        *,
-        opening: Sequence[NewEvent] = (),
-        contents: Sequence[str | bytes] = (),
-    ) -> AsyncGenerator[Delta | Event | CallEnd]:
-        """Make one call.
-
-        Args:
-            provider: Whom to ask.
-            request: What.
-            context: Where it belongs.
-            opening: What `request.sent` follows from; both are recorded, or neither.
-            contents: Bodies that `opening` and the context's messages refer to.
-
-        Yields:
-            Deltas as they arrive, the recorded events as they are committed, and a `CallEnd`.
-
-        Raises:
-            StoreError: The call can't be recorded any more.
-        """
-        attempt = _Attempt(self._store, self._clock, self._prices, provider, request, context)
-        try:
-            async for event in attempt.begin(opening, contents):
-                yield event
-            source = provider.stream_request(request) if context.stream else _batch(provider, request)
-            take, committed = attempt.take, attempt.committed
-            async with aclosing(source) as items:  # type: ignore[type-var]
-                async for item in items:
-                    if take(item):
-                        yield item  # type: ignore[misc]
-                    if committed.some:
-                        for event in committed.pop():
-                            yield event
-            await attempt.priced()
-            end = attempt.complete()
-        except StoreError:
-            attempt.interrupt("closed")
-            raise
-        except TimelineError as exc:
-            end = attempt.fail(exc)
-        except (asyncio.CancelledError, GeneratorExit) as exc:
-            # Only enqueued, not awaited: the writer commits it even while this task goes down.
-            attempt.interrupt(interrupt_reason(exc))
-            raise
-        yield end
-        for future in attempt.committed.drain():
-            for event in await asyncio.shield(future):
-                yield event
-
-
-class _Commits:
-    """Futures of what was enqueued, in order. `some` is true when one is done: it is asked with every delta."""
-
-    def __init__(self) -> None:
-        self._futures: deque[asyncio.Future[list[Event]]] = deque()
-        self.some = False
-
-    def push(self, future: asyncio.Future[list[Event]]) -> None:
-        self._futures.append(future)
-        future.add_done_callback(self._done)
-
-    def _done(self, _: asyncio.Future[list[Event]]) -> None:
-        self.some = True
-
-    def pop(self) -> list[Event]:
-        """What was committed since the last time; raises what an append failed with."""
-        self.some = False
-        events: list[Event] = []
-        while self._futures and self._futures[0].done():
-            events += self._futures.popleft().result()
-        return events
-
-    def drain(self) -> list[asyncio.Future[list[Event]]]:
-        futures = list(self._futures)
-        self._futures.clear()
-        return futures
-
-
-class _Attempt:
-    """The events of one attempt and the state between them."""
 
     def __init__(
         self,
         store: EventStore,
         clock: Clock,
-        prices: PriceBook,
-        provider: LLMProvider,
-        request: LLMRequest,
-        context: CallContext,
+        get: Callable[[str], LLMProvider],
+        prices: PriceBook | None = None,
+        settings: Settings | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
-        self._prices = prices
-        self._provider = provider
-        self._request = request
-        self._context = context
-        self._call_id = clock.short_id()
-        self._number = 1
-        self._sent = False
-        self._sent_at = clock.now()
-        self._monotonic = clock.monotonic
-        self._started = clock.monotonic()
-        self._first_delta: float | None = None
-        self._last_delta = self._started
-        self._estimated_input = estimate_tokens(request.system or "", *(message.text for message in request.messages))
-        self._usage: UsageReport | None = None
-        self._finish: Finish | None = None
-        self._answer: list[str] = []
-        # The window that is open.
-        self._texts: list[str] = []
-        self._times: list[float] = []
-        self._kind: DeltaKind = "text"
-        self._first_index = 0
-        self._characters = 0
-        self._due = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self.committed = _Commits()
+        self._prices = prices or PriceBook()
+        self._settings = settings or Settings()
+        self._admission = Admission(store, clock, self._settings, get, self._attempt)
 
-    # -------------------------------------------------------------- beginning
+    async def stream(  # noqa: C901, PLR0912  one loop: a generator more would cost every delta its time
+        self,
+        candidates: Sequence[Candidate],
+        request: LLMRequest,
+        context: CallContext,
+        *,
+        opening: Sequence[NewEvent] = (),
+        contents: Sequence[str | bytes] = (),
+    ) -> AsyncGenerator[Delta | Event | Superseded | CallEnd]:
+        """Make one call.
 
-    async def begin(self, opening: Sequence[NewEvent], contents: Sequence[str | bytes]) -> AsyncIterator[Event]:
-        """Commit `request.sent`, and what it follows from."""
-        request, context = self._request, self._context
-        tools = msgspec.json.encode(request.tools).decode() if request.tools else None
-        params = _params(request, private=context.private)
-        shape = (self._provider.name, request.model, context.messages, params, tools)
-        sent = RequestSent(
-            attempt=self._number,
-            provider=self._provider.name,
-            model=request.model,
-            why=context.why,
-            messages=context.messages,
-            owner=this_process(),
-            params=params,
-            tools=content_digest(tools) if tools else None,
-            stream=context.stream,
-            estimated_input_tokens=self._estimated_input,
-            request_digest=None if context.private else content_digest(msgspec.json.encode(shape)),
-            local=self._local,
+        Args:
+            candidates: Whom to ask, the preferred one first; at least one.
+            request: What; its model is each candidate's.
+            context: Where it belongs.
+            opening: What the call's first event follows from; both are recorded, or neither.
+            contents: Bodies that `opening` and the context's messages refer to.
+
+        Yields:
+            Deltas as they arrive, the recorded events as they are committed, and a `CallEnd`; what is enqueued
+            before the stream is resumed after it is committed together with the call's last event.
+
+        Raises:
+            TimelineError: Nobody can be asked, and nothing was recorded.
+            StoreError: The call can't be recorded any more.
+        """
+        chain = self._chain(candidates, request, context, opening, contents)
+        self._admission.prepare(chain)
+        while True:
+            verdict, recorded = await self._admission.admit(chain)
+            if not isinstance(verdict, Admitted):
+                for event in recorded:
+                    yield event
+                async with aclosing(self._without(chain, verdict)) as others:
+                    async for other in others:
+                        yield other
+                        if isinstance(other, CallEnd):
+                            return
+                continue
+            attempt, step = verdict.attempt, ANSWERED
+            chain.attempts += 1
+            chain.options[0].tries += 1
+            take, committed = attempt.take, attempt.committed
+            try:
+                for event in recorded:
+                    yield event
+                attempt.begin()
+                async with aclosing(attempt.items()) as items:  # type: ignore[type-var]
+                    # The deadline is for the first words; after them, the provider's own time limits hold.
+                    first = await self._first(items, chain)
+                    if first is not None and take(first):
+                        yield first  # type: ignore[misc]
+                    async for item in items:
+                        if take(item):
+                            yield item  # type: ignore[misc]
+                        if committed.some:
+                            for event in committed.pop():
+                                yield event
+                await attempt.priced()
+                end = attempt.complete()
+            except StoreError:
+                attempt.interrupt("closed")
+                raise
+            except TimelineError as exc:
+                end = attempt.fail(exc)
+                step = self._after(chain, exc, attempt)
+            except (asyncio.CancelledError, GeneratorExit) as exc:
+                # Only enqueued, not awaited: the writer commits it even while this task goes down.
+                attempt.interrupt(interrupt_reason(exc))
+                raise
+            if isinstance(step, GiveUp):
+                yield end if end.error is None else msgspec.structs.replace(end, error=chain.error)
+            for future in committed.drain():
+                for event in await asyncio.shield(future):
+                    yield event
+            if isinstance(step, GiveUp):
+                return
+            if attempt.shown:
+                yield Superseded()
+            if isinstance(step, Again):
+                await asyncio.sleep(step.delay_seconds)
+
+    # -------------------------------------------------------------- candidates and attempts
+
+    def _chain(
+        self,
+        candidates: Sequence[Candidate],
+        request: LLMRequest,
+        context: CallContext,
+        opening: Sequence[NewEvent],
+        contents: Sequence[str | bytes],
+    ) -> Chain:
+        timeout = context.timeout if context.timeout is not None else self._settings.retry.timeout
+        return Chain(
+            call_id=self._clock.short_id(),
+            context=context,
+            options=[
+                Option(candidate, msgspec.structs.replace(request, model=candidate.model)) for candidate in candidates
+            ],
+            opening=opening,
+            contents=contents,
+            wanted=candidates[0],
+            deadline=None if timeout is None else self._clock.monotonic() + timeout,
         )
-        bodies = (*contents, tools) if tools and not context.private else contents
-        self._sent = True
+
+    def _attempt(self, chain: Chain, option: Option) -> Attempt:
+        if option.provider is None:
+            msg = f"the provider of {option.candidate} was not made"
+            raise ValueError(msg)
+        return Attempt(
+            self._store,
+            self._clock,
+            self._prices,
+            option.provider,
+            option.request,
+            chain.context,
+            call_id=chain.call_id,
+            number=chain.attempts + 1,
+            why=option.candidate.why,
+        )
+
+    async def _first(self, items: AsyncIterator[Item], chain: Chain) -> Item | None:
+        """The first item, before the call's deadline; a model on this machine may take its time to be fetched and loaded."""
+        option = chain.options[0]
+        local = option.provider is not None and option.provider.is_local(option.request.model)
+        left = None if local else self._left(chain)
         try:
-            recorded = await asyncio.shield(self._store.enqueue([*opening, self._new(sent)], contents=bodies))
-        except StoreError:
-            self._sent = False
-            raise
-        for event in recorded:
-            yield event
-        self._prices.expect(self._provider.name, request.model, local=self._local)
-        self._sent_at = self._clock.now()
-        self._started = self._last_delta = self._clock.monotonic()
+            async with asyncio.timeout(left):
+                return await anext(items, None)
+        except TimeoutError:
+            waited = f"{chain.context.timeout or self._settings.retry.timeout:g}"
+            msg = f"{option.candidate} gave no answer within the {waited} s of the call: raise --timeout or ask another model"
+            raise ProviderTimeout(msg, provider=option.candidate.provider, retryable=False) from None
 
-    # -------------------------------------------------------------- while it streams
+    def _left(self, chain: Chain) -> float | None:
+        return None if chain.deadline is None else max(chain.deadline - self._clock.monotonic(), 0)
 
-    def take(self, item: Item) -> bool:
-        """Record an item of the provider's; whether it is one to show."""
-        if type(item) is Delta:
-            now = self._monotonic()
-            if item.kind != self._kind:
-                self.flush()
-                self._kind = item.kind
-            text = item.text if item.kind != "tool_call" else _tool_fragment(item)
-            self._texts.append(text)
-            self._times.append(now)
-            self._characters += len(text)
-            if now >= self._due or self._characters >= WINDOW_CHARACTERS:
-                self.flush()
-            elif self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(WINDOW_SECONDS, self.flush)
-            return True
-        if isinstance(item, UsageReport):
-            self._usage = item
-        elif isinstance(item, Finish):
-            self._finish = item
-        return False
+    # -------------------------------------------------------------- after a failure
 
-    def flush(self) -> None:
-        """Put the open window in line for the log."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self._texts:
+    def _after(self, chain: Chain, exc: TimelineError, attempt: Attempt) -> Again | Next | GiveUp:
+        """What follows from a failed attempt; that is put in line for the log behind the attempt's end."""
+        option, others = chain.options[0], chain.options[1:]
+        routing = self._settings.routing_strategy
+        if attempt.shown or chain.error is None or option.candidate == chain.wanted:
+            chain.error = exc
+        if attempt.shown and routing.on_stream_error == "fail":
+            return GiveUp("the answer broke off")
+        step = after_failure(
+            exc,
+            tries=option.tries,
+            left_seconds=self._left(chain),
+            policy=self._settings.retry,
+            chance=self._clock.random_bits(32) / 2**32,
+            on_refusal=routing.fallback_on_refusal,
+            contexts=(option.candidate.context, [other.candidate.context for other in others]),
+        )
+        if isinstance(step, Again):
+            note: EventData = CallRetryScheduled(chain.attempts, int(step.delay_seconds * 1_000_000), step.reason)
+            attempt.committed.push(self._store.enqueue([self._admission.new(chain, note)]))
+            return step
+        if isinstance(exc, ContextTooLong):
+            ours = option.candidate.context
+            others = [other for other in others if not (ours and (other.candidate.context or ours + 1) <= ours)]
+        if isinstance(step, GiveUp) or not others:
+            return GiveUp(step.reason)
+        chain.options = others
+        note = CallRerouted(str(option.candidate), str(others[0].candidate), step.reason)
+        attempt.committed.push(self._store.enqueue([self._admission.new(chain, note)]))
+        return step
+
+    # -------------------------------------------------------------- without an attempt
+
+    async def _without(
+        self, chain: Chain, verdict: Waiting | Refused | Hit | Following
+    ) -> AsyncGenerator[Delta | Event | Superseded | CallEnd]:
+        """What happens instead of an attempt; without a `CallEnd` where admission has to be asked again."""
+        if isinstance(verdict, Waiting):
+            await asyncio.sleep(verdict.seconds)
             return
-        self._due = self._monotonic() + WINDOW_SECONDS
-        if self._first_delta is None:
-            self._first_delta = self._times[0]
-        if self._kind == "text":
-            self._answer += self._texts
-        if not self._context.private:
-            chunk = ChunkReceived(
-                first=self._first_index,
-                texts=tuple(self._texts),
-                gaps_us=tuple(
-                    int((now - last) * 1_000_000) for last, now in pairwise((self._last_delta, *self._times))
-                ),
-                kind=self._kind,
-                attempt=self._number,
-            )
-            self.committed.push(self._enqueue(chunk))
-        self._first_index += len(self._texts)
-        self._last_delta = self._times[-1]
-        self._texts, self._times, self._characters = [], [], 0
-
-    # -------------------------------------------------------------- its one end
-
-    async def priced(self) -> None:
-        """Wait until what it cost can be told at once."""
-        await self._prices.ready(self._provider.name, self._request.model, local=self._local)
-
-    def complete(self) -> CallEnd:
-        """The provider gave a whole answer."""
-        if self._finish is None:
-            msg = f"{self._provider.name} ended its answer without saying that it is whole: ask again"
-            raise BrokenStream(msg, provider=self._provider.name)
-        finish, text = self._finish, self._text()
-        usage = self._usage.usage if self._usage else self._estimate(text)
-        done = ResponseCompleted(
-            attempt=self._number,
-            finish_reason=finish.reason,
-            usage=usage,
-            usage_source="provider" if self._usage else "estimated",
-            cost=self._cost(usage, finish.model),
-            duration_us=self._elapsed(),
-            time_to_first_token_us=self._time_to_first_token(),
-            raw_finish_reason=finish.raw_reason,
-            raw_usage=self._usage.raw if self._usage else None,
-            model=finish.model,
-            request_id=finish.request_id,
-            text_digest=None if self._context.private else content_digest(text),
-            rate_limits=finish.rate_limits,
-        )
-        self._end(done)
-        return CallEnd(self._call_id, done, text)
-
-    def fail(self, exc: TimelineError) -> CallEnd:
-        """The provider, the way to it, or the model's file failed."""
-        text = self._text()
-        usage = self._usage.usage if self._usage else self._estimate(text) if text else None
-        failed = CallFailed(
-            attempt=self._number,
-            error=error_info(exc, private=self._context.private),
-            duration_us=self._elapsed(),
-            partial=bool(text),
-            usage=usage,
-            usage_source="provider" if self._usage else "estimated" if usage else "none",
-            cost=self._cost(usage) if usage else None,
-            rate_limits=exc.rate_limits if isinstance(exc, ProviderError) else (),
-        )
-        self._end(failed)
-        return CallEnd(self._call_id, failed, text, exc)
-
-    def interrupt(self, reason: InterruptReason) -> None:
-        """The caller stopped it."""
-        if not self._sent:
+        if isinstance(verdict, Refused):
+            yield CallEnd(chain.call_id, None, "", verdict.error)
             return
-        usage = self._usage.usage if self._usage else self._estimate(self._text())
-        self._end(
-            CallInterrupted(
-                attempt=self._number,
-                reason=reason,
-                usage=usage,
-                usage_source="provider" if self._usage else "estimated",
-                cost=self._cost(usage),
-                duration_us=self._elapsed(),
-            )
+        collector = Collector()
+        if isinstance(verdict, Hit):
+            source = verdict.source
+            async for event in self._store.read(
+                call_id=source.call_id, after=source.first_position, until=source.last_position
+            ):
+                for delta in deltas_of(event, source.attempt):
+                    collector.add(delta)
+                    yield delta
+            yield self._borrowed(chain, collector, verdict.data)
+            return
+        async with aclosing(self._follow(verdict.source)) as followed:
+            async for item in followed:
+                if isinstance(item, Delta):
+                    collector.add(item)
+                    yield item
+                    continue
+                if isinstance(item, ResponseCompleted):
+                    data = self._hit(chain, verdict.source, item)
+                    for event in await self._store.append([self._admission.new(chain, data)]):
+                        yield event
+                    yield self._borrowed(chain, collector, data)
+                    return
+        yield Superseded()
+
+    @staticmethod
+    def _borrowed(chain: Chain, collector: Collector, data: CallCacheHit) -> CallEnd:
+        collector.add(Finish("length" if data.finish_reason == "length" else "stop", model=data.model))
+        response = collector.response(provider=data.provider or "", model=data.model or "")
+        return CallEnd(chain.call_id, data, response.content, response=response)
+
+    @staticmethod
+    def _hit(chain: Chain, source: OpenAttempt, done: ResponseCompleted) -> CallCacheHit:
+        return CallCacheHit(
+            source.call_id,
+            0 if done.cost.state == "free" else done.cost.nano_usd,
+            source.attempt,
+            source.provider,
+            source.model,
+            done.finish_reason,
+            chain.options[0].candidate.why,
         )
 
-    def _text(self) -> str:
-        """The answer as far as it came; the window that is open is put in line."""
-        self.flush()
-        return "".join(self._answer)
-
-    def _end(self, data: EventData) -> None:
-        self.flush()
-        self.committed.push(self._enqueue(data))
-
-    @property
-    def _local(self) -> bool:
-        return self._provider.is_local(self._request.model)
-
-    def _cost(self, usage: Usage, returned: str | None = None) -> Cost:
-        request = self._request
-        names = (returned, request.model)
-        return self._prices.cost(
-            self._provider.name, names, usage, local=self._local, at=self._sent_at, extra=request.extra
-        )
-
-    def _estimate(self, text: str) -> Usage:
-        return Usage(input=self._estimated_input, output=estimate_tokens(text))
-
-    def _elapsed(self) -> int:
-        return int((self._clock.monotonic() - self._started) * 1_000_000)
-
-    def _time_to_first_token(self) -> int | None:
-        return None if self._first_delta is None else int((self._first_delta - self._started) * 1_000_000)
-
-    def _enqueue(self, data: EventData) -> asyncio.Future[list[Event]]:
-        return self._store.enqueue([self._new(data)])
-
-    def _new(self, data: EventData) -> NewEvent:
-        return NewEvent(
-            session_id=self._context.session_id,
-            data=data,
-            event_id=self._clock.uuid7(),
-            recorded_at=self._clock.now(),
-            # A window's turn and step are its call's; there are many windows.
-            turn_id=None if isinstance(data, ChunkReceived) else self._context.turn_id,
-            step_id=None if isinstance(data, ChunkReceived) else self._context.step_id,
-            call_id=self._call_id,
-        )
+    async def _follow(self, source: OpenAttempt) -> AsyncGenerator[Delta | ResponseCompleted]:
+        """What another process, or another task of this one, records of an attempt; ends early where that fails."""
+        position, looked = source.first_position, self._clock.monotonic()
+        while True:
+            events = [event async for event in self._store.read(call_id=source.call_id, after=position)]
+            for event in events:
+                position = event.position
+                for delta in deltas_of(event, source.attempt):
+                    yield delta
+                data = event.data
+                if isinstance(data, ResponseCompleted) and data.attempt == source.attempt:
+                    yield data
+                    return
+                if isinstance(data, CallFailed | CallInterrupted) and data.attempt == source.attempt:
+                    return
+            if not events and self._clock.monotonic() - looked > ALIVE_SECONDS:
+                looked = self._clock.monotonic()
+                if not is_alive(source.owner):
+                    return
+            await asyncio.sleep(FOLLOW_SECONDS)
 
 
-async def _batch(provider: LLMProvider, request: LLMRequest) -> AsyncIterator[Item]:
-    """A batch answer as the stream it would have been."""
-    response = await provider.make_request(request)
-    if response.reasoning:
-        yield Delta(response.reasoning, "reasoning")
-    if response.content:
-        yield Delta(response.content)
-    for index, call in enumerate(response.tool_calls):
-        yield Delta(msgspec.json.encode(call.arguments).decode(), "tool_call", index, call.id, call.name)
-    if response.usage_reported:
-        yield UsageReport(response.usage, response.raw_usage or {})
-    yield Finish(
-        response.finish_reason,
-        response.raw_finish_reason,
-        response.model,
-        response.request_id,
-        response.rate_limits,
-        response.opaque,
-    )
-
-
-def _tool_fragment(delta: Delta) -> str:
-    fragment: dict[str, Any] = {"index": delta.index, "id": delta.id, "name": delta.name, "arguments": delta.text}
-    return msgspec.json.encode({key: value for key, value in fragment.items() if value is not None}).decode()
-
-
-def _params(request: LLMRequest, *, private: bool) -> dict[str, Any]:
-    """What was asked for beside messages and tools, where it isn't the default; of a private call no words of the user's."""
-    names = ["temperature", "max_tokens", "seed", "reasoning"]
-    names += [] if private else ["stop", "tool_choice", "response_schema", "extra"]
-    return {name: value for name in names if (value := getattr(request, name)) not in (None, (), {})}
-
-
-def error_info(exc: TimelineError, *, private: bool = False) -> ErrorInfo:
-    """An error as the log keeps it; of a private call without the provider's words, which may quote the prompt."""
-    message = f"{exc.kind} (message not recorded)" if private else str(exc)
-    if not isinstance(exc, ProviderError):
-        return ErrorInfo(exc.kind, message)
-    return ErrorInfo(exc.kind, message, exc.status, exc.code, exc.retryable, exc.retry_after, exc.request_id)
-
-
-def interrupt_reason(exc: BaseException) -> InterruptReason:
-    """Why a stream was stopped: `closed` by who read it (or a signal to end), else `sigint`."""
-    asked_to_end = isinstance(exc, asyncio.CancelledError) and bool(exc.args) and exc.args[0] == "closed"
-    return "closed" if isinstance(exc, GeneratorExit) or asked_to_end else "sigint"
+def deltas_of(event: Event, attempt: int) -> list[Delta]:
+    """The deltas that an attempt's event holds."""
+    chunk = event.data
+    if not isinstance(chunk, ChunkReceived) or chunk.attempt != attempt:
+        return []
+    if chunk.kind != "tool_call":
+        return [Delta(text, chunk.kind) for text in chunk.texts]
+    fragments = [msgspec.json.decode(text, type=dict[str, Any]) for text in chunk.texts]
+    return [
+        Delta(item.get("arguments", ""), "tool_call", item.get("index", 0), item.get("id"), item.get("name"))
+        for item in fragments
+    ]

@@ -8,6 +8,7 @@ from typing import ClassVar
 from msgspec import Struct
 from sqlalchemy import (
     Column,
+    ColumnElement,
     Connection,
     Float,
     Index,
@@ -161,9 +162,9 @@ class OpenAttempt(Struct, frozen=True):
     owner: Owner
 
 
-def open_attempts(conn: Connection) -> list[OpenAttempt]:
-    """Every attempt that has not ended, oldest first."""
-    query = select(attempts).where(_is_open).order_by(attempts.c.first_position)
+def open_attempts(conn: Connection, *conditions: ColumnElement[bool]) -> list[OpenAttempt]:
+    """Every attempt that has not ended and is as `conditions` say, oldest first."""
+    query = select(attempts).where(_is_open, *conditions).order_by(attempts.c.first_position)
     return [
         OpenAttempt(
             session_id=row.session_id,

@@ -321,6 +321,8 @@ class LLMProvider(ABC):
     capabilities: ClassVar[Capabilities] = Capabilities()
     reports_usage: ClassVar[bool] = True
     """False for a service that never tells how many tokens it counted: then they are estimated."""
+    key_mark: str | None = None
+    """Tells one key from another and nothing about either; None where there is no key."""
 
     @property
     def local(self) -> bool:

@@ -27,6 +27,7 @@ from timeline.store.sqlite import Synchronous, mapped_errors
 from timeline.store.writer import Decide, Writer, content_digest, recorded
 
 __all__ = [
+    "Decide",
     "EventStore",
     "ReadModels",
     "Stats",
@@ -178,7 +179,11 @@ class EventStore:
                 here, and nothing is written. It runs in the writer's thread, and again if the transaction failed.
             contents: As for `append`.
         """
-        return await asyncio.shield(self._require_writer().enqueue(decide, contents))
+        return await asyncio.shield(self.enqueue_when(decide, contents=contents))
+
+    def enqueue_when(self, decide: Decide, *, contents: Sequence[str | bytes] = ()) -> asyncio.Future[list[Event]]:
+        """As `append_when`, without waiting: what is enqueued first is decided and committed first."""
+        return self._require_writer().enqueue(decide, contents)
 
     def _require_writer(self) -> Writer:
         if self._writer is None:

@@ -1,0 +1,346 @@
+"""Whether a call may go out now, to whom, and what is recorded of that: one write transaction, so that no other process comes in between.
+
+The facts are folds of the log (`timeline.projections`), the decisions are pure (`budget`, `limiter`, `breaker`);
+here they meet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection
+
+from timeline.config import Settings
+from timeline.errors import TimelineError
+from timeline.events import CallCacheHit, CallRerouted, Clock, Event, EventData, NewEvent, RateLimitWaited
+from timeline.llm.attempt import Attempt, CallContext, encoded_tools, interrupt_reason
+from timeline.llm.router import Candidate
+from timeline.projections.cache import Cached, find_cached, under_way
+from timeline.projections.calls import OpenAttempt
+from timeline.providers.base import LLMProvider, LLMRequest
+from timeline.store import Decide, EventStore, content_digest, is_alive
+
+__all__ = ["Admitted", "Chain", "Following", "Hit", "Option", "Refused", "Verdict", "Waiting"]
+
+
+class Option(Struct):
+    """A candidate, ready to be asked.
+
+    Args:
+        candidate: Which.
+        provider: Whom to ask; None until it is made.
+        request: What, with the candidate's model.
+        digest: Of the request; None where bodies aren't recorded.
+        tries: Attempts made at it.
+    """
+
+    candidate: Candidate
+    request: LLMRequest
+    provider: LLMProvider | None = None
+    digest: str | None = None
+    tries: int = 0
+
+
+class Chain(Struct):
+    """A call under way: the candidates that are left, and what was not recorded yet.
+
+    Args:
+        call_id: Which call.
+        context: Where it belongs.
+        options: The candidates that are left, the next one first.
+        opening: What the call's first event follows from; empty once it is recorded.
+        contents: Bodies that the opening and the messages refer to; empty once they are recorded.
+        wanted: The first of all candidates.
+        deadline: When its first words must have come, on the clock's monotonic time; None for no limit.
+        attempts: How many were made.
+        error: The first candidate's last failure.
+        notes: What happened on the way and is to be recorded with the next event.
+    """
+
+    call_id: str
+    context: CallContext
+    options: list[Option]
+    opening: Sequence[NewEvent]
+    contents: Sequence[str | bytes]
+    wanted: Candidate
+    deadline: float | None
+    attempts: int = 0
+    error: TimelineError | None = None
+    notes: list[EventData] = []
+
+
+class Admitted(Struct, frozen=True):
+    """The attempt's `request.sent` is committed; `chain.options[0]` is asked."""
+
+    attempt: Attempt
+
+
+class Waiting(Struct, frozen=True):
+    """Not now: ask again after so many seconds."""
+
+    seconds: float
+
+
+class Hit(Struct, frozen=True):
+    """An equal request has been answered."""
+
+    source: Cached
+    data: CallCacheHit
+
+
+class Following(Struct, frozen=True):
+    """An equal request is being answered."""
+
+    source: OpenAttempt
+
+
+class Refused(Struct, frozen=True):
+    """Nobody may be asked."""
+
+    error: TimelineError
+
+
+class _Unprepared(Struct, frozen=True):
+    """The answer depends on a candidate whose provider isn't made yet."""
+
+    index: int
+
+
+class _Skip(Struct, frozen=True):
+    reason: str
+    error: TimelineError
+
+
+class _Wait(Struct, frozen=True):
+    until: int
+    limit: str
+
+
+class _Free(Struct, frozen=True):
+    facts: tuple[EventData, ...] = ()
+    reserved_nano_usd: int = 0
+    reserved_tokens: int = 0
+
+
+Verdict = Admitted | Waiting | Hit | Following | Refused
+_Judged = _Free | _Wait | _Skip | Refused
+
+
+class Admission:
+    """Decides and records, for every call of a process.
+
+    Args:
+        store: The log.
+        clock: Time and ids.
+        settings: The policies as configured.
+        get: The provider of a name, made if need be.
+        attempt: Makes an attempt of a chain's option.
+    """
+
+    def __init__(
+        self,
+        store: EventStore,
+        clock: Clock,
+        settings: Settings,
+        get: Callable[[str], LLMProvider],
+        attempt: Callable[[Chain, Option], Attempt],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        self._get = get
+        self._attempt = attempt
+
+    # -------------------------------------------------------------- candidates
+
+    def prepare(self, chain: Chain, index: int = 0) -> None:
+        """Make the provider of a candidate; one that can't be made leaves the chain, and that is noted.
+
+        Raises:
+            TimelineError: It was the last one; what the first one failed with.
+        """
+        option = chain.options[index]
+        try:
+            option.provider = self._get(option.candidate.provider)
+        except TimelineError as exc:
+            chain.error = chain.error or exc
+            del chain.options[index]
+            if not chain.options:
+                raise chain.error from None
+            if index == 0:
+                target = str(chain.options[0].candidate)
+                chain.notes.append(CallRerouted(str(option.candidate), target, f"{exc.kind}: {exc}"))
+                self.prepare(chain)
+            return
+        if not chain.context.private:
+            asked = (option.candidate.provider, option.request)
+            option.digest = content_digest(msgspec.json.encode(asked))
+
+    # -------------------------------------------------------------- the transaction
+
+    async def admit(self, chain: Chain) -> tuple[Verdict, list[Event]]:
+        """Decide what happens now to a call, and record it.
+
+        Returns:
+            The decision, and the events as recorded.
+
+        Raises:
+            TimelineError: No candidate's provider can be made.
+            StoreError: Nothing can be recorded.
+        """
+        while True:
+            decided: list[Verdict | _Unprepared] = []
+            left: list[Option] = []
+
+            def decide(conn: Connection) -> list[NewEvent]:
+                facts: list[EventData] = []
+                verdict, left[:] = self._judge_all(conn, chain, facts)  # noqa: B023  run to its end in this round
+                decided[:] = [verdict]  # noqa: B023
+                if isinstance(verdict, _Unprepared):
+                    return []
+                events = [*chain.opening, *(self.new(chain, fact) for fact in (*chain.notes, *facts))]
+                if isinstance(verdict, Admitted):
+                    events.append(verdict.attempt.request_sent)
+                return events
+
+            option = chain.options[0]
+            tools = [encoded_tools(option.request)] if option.request.tools and not chain.context.private else []
+            recorded = await self._committed(decide, [*chain.contents, *tools], decided)
+            verdict = decided[0]
+            if isinstance(verdict, _Unprepared):
+                self.prepare(chain, verdict.index)
+                continue
+            chain.options = left
+            chain.opening, chain.contents, chain.notes = (), (), []
+            return verdict, recorded
+
+    async def _committed(
+        self, decide: Decide, contents: Sequence[str | bytes], decided: Sequence[Verdict | _Unprepared]
+    ) -> list[Event]:
+        """Wait for the transaction; who stops waiting has to end what it may have begun, behind it in the log."""
+        future = self._store.enqueue_when(decide, contents=contents)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError as exc:
+            reason = interrupt_reason(exc)
+
+            def undo(_: Connection) -> list[NewEvent]:
+                return [verdict.attempt.unsent(reason) for verdict in decided if isinstance(verdict, Admitted)]
+
+            self._store.enqueue_when(undo)
+            raise
+
+    def _judge_all(
+        self, conn: Connection, chain: Chain, facts: list[EventData]
+    ) -> tuple[Verdict | _Unprepared, list[Option]]:
+        """The decision, the options that are left after it, and what of it is to be recorded."""
+        now = self._clock.now()
+        passed: list[tuple[Option, _Skip]] = []
+        waits: list[tuple[_Wait, Option]] = []
+        for index, option in enumerate(chain.options):
+            if option.provider is None:
+                return _Unprepared(index), chain.options
+            rest = chain.options[index:]
+            if waits and option.candidate.fallback:
+                # What only stands in is no better than a wait.
+                break
+            if (known := self._known(conn, chain, option, now)) is not None:
+                facts += [known.data] if isinstance(known, Hit) else []
+                return known, rest
+            match self._judge(conn, chain, option, now):
+                case _Free() as free:
+                    self._note_passed(facts, chain, option, passed, waits)
+                    facts += free.facts
+                    attempt = self._attempt(chain, option)
+                    attempt.reserve(option.digest, free.reserved_nano_usd, free.reserved_tokens)
+                    return Admitted(attempt), [*rest, *(waiting for _, waiting in waits)]
+                case Refused() as refused if not waits:
+                    return refused, rest
+                case Refused(error):
+                    passed.append((option, _Skip(error.kind, error)))
+                case _Skip() as skip:
+                    passed.append((option, skip))
+                case _Wait() as wait:
+                    waits.append((wait, option))
+                    if not self._settings.routing_strategy.rotate:
+                        break
+        if not waits:
+            error = chain.error or passed[0][1].error
+            return Refused(error), chain.options
+        wait, option = min(waits, key=lambda item: item[0].until)
+        self._note_passed(facts, chain, option, passed, ())
+        provider = option.provider
+        seconds = max(wait.until - now, 0) / 1_000_000
+        key = provider.key_mark if provider is not None else None
+        facts.append(
+            RateLimitWaited(
+                option.candidate.provider, option.candidate.model, wait.limit, max(wait.until - now, 0), key
+            )
+        )
+        gone = {id(skipped) for skipped, _ in passed}
+        rest = [option, *(other for other in chain.options if other is not option and id(other) not in gone)]
+        return Waiting(seconds), rest
+
+    @staticmethod
+    def _note_passed(
+        facts: list[EventData],
+        chain: Chain,
+        option: Option,
+        passed: Sequence[tuple[Option, _Skip]],
+        waits: Sequence[tuple[_Wait, Option]],
+    ) -> None:
+        """Say why another candidate than the first one is asked."""
+        first = chain.options[0]
+        if option is first:
+            return
+        reasons = [skip.reason for skipped, skip in passed if skipped is first]
+        reasons += [f"free sooner than after {wait.limit}" for wait, waiting in waits if waiting is first]
+        facts.append(CallRerouted(str(first.candidate), str(option.candidate), reasons[0] if reasons else "not now"))
+
+    def _known(self, conn: Connection, chain: Chain, option: Option, now: int) -> Hit | Following | None:
+        """The answer of an equal request, or who is getting it."""
+        if option.digest is None or not self._cacheable(chain.context, option.request):
+            return None
+        ttl = self._settings.cache.ttl
+        since = now - int(ttl * 1_000_000) if ttl is not None else 0
+        if (found := find_cached(conn, option.digest, since=since)) is not None:
+            data = CallCacheHit(
+                found.call_id,
+                found.nano_usd,
+                found.attempt,
+                found.provider,
+                found.model,
+                found.finish_reason,
+                option.candidate.why,
+            )
+            return Hit(found, data)
+        for attempt in under_way(conn, option.digest):
+            if is_alive(attempt.owner):
+                return Following(attempt)
+        return None
+
+    def _cacheable(self, context: CallContext, request: LLMRequest) -> bool:
+        if context.cache is not None:
+            return context.cache
+        config = self._settings.cache
+        cold = request.temperature is not None and request.temperature <= config.max_temperature
+        return config.enabled and cold
+
+    def _judge(self, conn: Connection, chain: Chain, option: Option, now: int) -> _Judged:  # noqa: ARG002
+        return _Free()
+
+    def new(self, chain: Chain, data: EventData) -> NewEvent:
+        """A fact of a call."""
+        context = chain.context
+        return NewEvent(
+            session_id=context.session_id,
+            data=data,
+            event_id=self._clock.uuid7(),
+            recorded_at=self._clock.now(),
+            turn_id=context.turn_id,
+            step_id=context.step_id,
+            call_id=chain.call_id,
+        )
