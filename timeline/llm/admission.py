@@ -13,11 +13,15 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection
 
-from timeline.config import Settings
-from timeline.errors import TimelineError
+from timeline.config import BudgetConfig, Settings
+from timeline.errors import BudgetExceeded, TimelineError
 from timeline.events import CallCacheHit, CallRerouted, Clock, Event, EventData, NewEvent, RateLimitWaited
+from timeline.llm import budget
 from timeline.llm.attempt import Attempt, CallContext, encoded_tools, interrupt_reason
+from timeline.llm.budget import Reservation, bounded_max_tokens, estimate_input, reservation
+from timeline.llm.pricing import PriceBook
 from timeline.llm.router import Candidate
+from timeline.projections.budgets import applies, read_budgets
 from timeline.projections.cache import Cached, find_cached, under_way
 from timeline.projections.calls import OpenAttempt
 from timeline.providers.base import LLMProvider, LLMRequest
@@ -35,6 +39,7 @@ class Option(Struct):
         request: What, with the candidate's model.
         digest: Of the request; None where bodies aren't recorded.
         tries: Attempts made at it.
+        reservation: What an attempt may use at most; None until that is worked out.
     """
 
     candidate: Candidate
@@ -42,6 +47,7 @@ class Option(Struct):
     provider: LLMProvider | None = None
     digest: str | None = None
     tries: int = 0
+    reservation: Reservation | None = None
 
 
 class Chain(Struct):
@@ -101,6 +107,7 @@ class Refused(Struct, frozen=True):
     """Nobody may be asked."""
 
     error: TimelineError
+    facts: tuple[EventData, ...] = ()
 
 
 class _Unprepared(Struct, frozen=True):
@@ -112,6 +119,7 @@ class _Unprepared(Struct, frozen=True):
 class _Skip(Struct, frozen=True):
     reason: str
     error: TimelineError
+    facts: tuple[EventData, ...] = ()
 
 
 class _Wait(Struct, frozen=True):
@@ -121,8 +129,6 @@ class _Wait(Struct, frozen=True):
 
 class _Free(Struct, frozen=True):
     facts: tuple[EventData, ...] = ()
-    reserved_nano_usd: int = 0
-    reserved_tokens: int = 0
 
 
 Verdict = Admitted | Waiting | Hit | Following | Refused
@@ -136,6 +142,7 @@ class Admission:
         store: The log.
         clock: Time and ids.
         settings: The policies as configured.
+        prices: What tokens cost.
         get: The provider of a name, made if need be.
         attempt: Makes an attempt of a chain's option.
     """
@@ -145,12 +152,14 @@ class Admission:
         store: EventStore,
         clock: Clock,
         settings: Settings,
+        prices: PriceBook,
         get: Callable[[str], LLMProvider],
         attempt: Callable[[Chain, Option], Attempt],
     ) -> None:
         self._store = store
         self._clock = clock
         self._settings = settings
+        self._prices = prices
         self._get = get
         self._attempt = attempt
 
@@ -175,9 +184,40 @@ class Admission:
                 chain.notes.append(CallRerouted(str(option.candidate), target, f"{exc.kind}: {exc}"))
                 self.prepare(chain)
             return
+        budgets = self._budgets(chain)
+        provider, model = option.candidate.provider, option.candidate.model
+        limit = bounded_max_tokens(
+            option.request.max_tokens, budgets, provider, model, free=option.provider.is_local(model)
+        )
+        option.request = msgspec.structs.replace(option.request, max_tokens=limit)
         if not chain.context.private:
             asked = (option.candidate.provider, option.request)
             option.digest = content_digest(msgspec.json.encode(asked))
+
+    def _budgets(self, chain: Chain) -> list[BudgetConfig]:
+        return [*self._settings.budgets, *chain.context.budgets]
+
+    async def _reckon(self, chain: Chain) -> None:
+        """Work out what an attempt at each candidate that is ready may use: prices can take a moment to be there."""
+        for option in chain.options:
+            if option.provider is None or option.reservation is not None:
+                continue
+            request, (provider, model) = option.request, (option.candidate.provider, option.candidate.model)
+            local, tokens = option.provider.is_local(model), estimate_input(request)
+            if any(applies(budget, provider, model) for budget in self._budgets(chain)):
+                await self._prices.ready(provider, model, local=local)
+                option.reservation = reservation(
+                    self._prices,
+                    provider,
+                    model,
+                    tokens,
+                    request.max_tokens,
+                    local=local,
+                    at=self._clock.now(),
+                    extra=request.extra,
+                )
+            else:
+                option.reservation = Reservation(0, tokens + (request.max_tokens or 0))
 
     # -------------------------------------------------------------- the transaction
 
@@ -206,6 +246,7 @@ class Admission:
                     events.append(verdict.attempt.request_sent)
                 return events
 
+            await self._reckon(chain)
             option = chain.options[0]
             tools = [encoded_tools(option.request)] if option.request.tools and not chain.context.private else []
             recorded = await self._committed(decide, [*chain.contents, *tools], decided)
@@ -255,13 +296,16 @@ class Admission:
                     self._note_passed(facts, chain, option, passed, waits)
                     facts += free.facts
                     attempt = self._attempt(chain, option)
-                    attempt.reserve(option.digest, free.reserved_nano_usd, free.reserved_tokens)
+                    reserved = option.reservation or Reservation(0, 0)
+                    attempt.reserve(option.digest, reserved.nano_usd or 0, reserved.tokens)
                     return Admitted(attempt), [*rest, *(waiting for _, waiting in waits)]
                 case Refused() as refused if not waits:
+                    facts += refused.facts
                     return refused, rest
                 case Refused(error):
                     passed.append((option, _Skip(error.kind, error)))
                 case _Skip() as skip:
+                    facts += skip.facts
                     passed.append((option, skip))
                 case _Wait() as wait:
                     waits.append((wait, option))
@@ -329,8 +373,30 @@ class Admission:
         cold = request.temperature is not None and request.temperature <= config.max_temperature
         return config.enabled and cold
 
-    def _judge(self, conn: Connection, chain: Chain, option: Option, now: int) -> _Judged:  # noqa: ARG002
-        return _Free()
+    def _judge(self, conn: Connection, chain: Chain, option: Option, now: int) -> _Judged:
+        """What the policies say to an attempt at a candidate."""
+        return self._within_budgets(conn, chain, option, now)
+
+    def _within_budgets(self, conn: Connection, chain: Chain, option: Option, now: int) -> _Free | _Skip | Refused:
+        context, candidate = chain.context, option.candidate
+        states = read_budgets(
+            conn,
+            self._budgets(chain),
+            now=now,
+            session_id=context.session_id,
+            turn_id=context.turn_id,
+            call_id=chain.call_id,
+            provider=candidate.provider,
+            model=candidate.model,
+        )
+        reserved = option.reservation or Reservation(0, 0)
+        match budget.decide(states, reserved.nano_usd, reserved.tokens, now):
+            case budget.Admitted(events):
+                return _Free(events)
+            case budget.Skip(events, message):
+                return _Skip(f"budget: {message}", BudgetExceeded(message), events)
+            case budget.Refuse(events, message):
+                return Refused(BudgetExceeded(message), events)
 
     def new(self, chain: Chain, data: EventData) -> NewEvent:
         """A fact of a call."""

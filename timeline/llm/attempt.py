@@ -54,7 +54,6 @@ __all__ = [
     "Commits",
     "encoded_tools",
     "error_info",
-    "estimate_input",
     "interrupt_reason",
 ]
 
@@ -171,7 +170,7 @@ class Attempt:
         self._started = clock.monotonic()
         self._first_delta: float | None = None
         self._last_delta = self._started
-        self._estimated_input = estimate_input(request)
+        self._estimated_input = estimate_tokens(request.system or "", *(message.text for message in request.messages))
         self._usage: UsageReport | None = None
         self._finish: Finish | None = None
         self._answer: list[str] = []
@@ -446,12 +445,6 @@ def _params(request: LLMRequest, *, private: bool) -> dict[str, Any]:
 def encoded_tools(request: LLMRequest) -> str:
     """The tool schemas as the log keeps them."""
     return msgspec.json.encode(request.tools).decode()
-
-
-def estimate_input(request: LLMRequest) -> int:
-    """About how many tokens the prompt has."""
-    tools = (encoded_tools(request),) if request.tools else ()
-    return estimate_tokens(request.system or "", *(message.text for message in request.messages), *tools)
 
 
 def error_info(exc: TimelineError, *, private: bool = False) -> ErrorInfo:

@@ -74,7 +74,7 @@ class LLMManager:
         self._clock = clock
         self._prices = prices or PriceBook()
         self._settings = settings or Settings()
-        self._admission = Admission(store, clock, self._settings, get, self._attempt)
+        self._admission = Admission(store, clock, self._settings, self._prices, get, self._attempt)
 
     async def stream(  # noqa: C901, PLR0912  one loop: a generator more would cost every delta its time
         self,
