@@ -33,6 +33,8 @@ def test_example_on_the_page_loads(tmp_path: Path, example: str) -> None:
         config.Retry,
         config.BudgetConfig,
         config.CacheConfig,
+        config.ToolsConfig,
+        config.McpServer,
     ],
 )
 def test_every_setting_is_on_the_page(struct: type[msgspec.Struct]) -> None:

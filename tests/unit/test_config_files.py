@@ -84,7 +84,7 @@ def test_section_with_everything_commented_out_changes_nothing(home: Path, text:
         ),
         (
             "1: 2",
-            "unknown key 1: expected one of llm_providers, routing_strategy, store, prices, offline, retry, budgets, cache",
+            "unknown key 1: expected one of llm_providers, routing_strategy, store, prices, offline, retry, budgets, cache, tools",
         ),
         ("llm_providers: [openai]", "llm_providers: expected a mapping, got a list"),
         ("llm_providers: {openai: true}", "llm_providers.openai: expected a mapping, got true"),

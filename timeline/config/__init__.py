@@ -12,10 +12,12 @@ from timeline.config.paths import PROJECT_FILE, Paths, find_paths
 from timeline.config.resolved import Auto, Choice, Config, ModelRef, Setting
 from timeline.config.settings import (
     KINDS,
+    TOOLS,
     BudgetConfig,
     CacheConfig,
     Complexity,
     Kind,
+    McpServer,
     Price,
     ProviderConfig,
     ResolvedProvider,
@@ -25,11 +27,14 @@ from timeline.config.settings import (
     StoreConfig,
     Strategy,
     Task,
+    ToolsConfig,
 )
+from timeline.config.tools import ResolvedServer, allowed_dirs, mcp_server
 
 __all__ = [
     "KINDS",
     "PROJECT_FILE",
+    "TOOLS",
     "Auto",
     "BudgetConfig",
     "CacheConfig",
@@ -38,11 +43,13 @@ __all__ = [
     "Config",
     "FoundKey",
     "Kind",
+    "McpServer",
     "ModelRef",
     "Paths",
     "Price",
     "ProviderConfig",
     "ResolvedProvider",
+    "ResolvedServer",
     "Retry",
     "Routing",
     "Setting",
@@ -50,6 +57,9 @@ __all__ = [
     "StoreConfig",
     "Strategy",
     "Task",
+    "ToolsConfig",
+    "allowed_dirs",
     "find_paths",
     "load",
+    "mcp_server",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from timeline.config.settings import (
     DEFAULTS,
     KINDS,
     SECRET,
+    TOOLS,
     KeyPath,
     ProviderConfig,
     Settings,
@@ -29,7 +31,7 @@ __all__ = ["load"]
 
 ENVIRONMENT = "TIMELINE_MODEL"
 COMMAND_LINE = "command line"
-SECTIONS = ("llm_providers", "routing_strategy", "store", "prices", "retry", "budgets", "cache")
+SECTIONS = ("llm_providers", "routing_strategy", "store", "prices", "retry", "budgets", "cache", "tools")
 
 
 def load(
@@ -53,6 +55,7 @@ def load(
     paths = paths or find_paths(environ, cwd)
     user, project = _layer(paths.config_file), _layer(paths.project_file)
     _refuse_in_project(project, paths)
+    _add_disabled(user, project)
     model = environ.get(ENVIRONMENT, "").strip()
     layers = {
         DEFAULT: DEFAULTS,
@@ -72,6 +75,7 @@ def load(
         _check(config, name, provider)
     for model in settings.prices:
         _check_priced(config, model)
+    _check_tools(config)
     if settings.store.path:
         config.paths = msgspec.structs.replace(paths, store=_store_path(config, settings.store.path, environ))
     return config
@@ -127,8 +131,20 @@ def _refuse_in_project(values: Mapping[str, Any], paths: Paths) -> None:
                 continue
             case ("offline",) if value is True:
                 continue
+            case ("tools", "disabled"):
+                continue
+            case ("tools", "fetch_url") | ("tools", "mcp", _, "enabled") if value is False:
+                continue
         what = f"a project file may not set this, as it comes with the repository: put it into {paths.config_file}"
         raise ConfigError(where(str(paths.project_file), path, what))
+
+
+def _add_disabled(user: Mapping[str, Any], project: dict[str, Any]) -> None:
+    """A list replaces the one below it; a project's shorter list must not turn tools on that the user turned off."""
+    added = (project.get("tools") or {}).get("disabled")
+    if added is not None:
+        names = [*(user.get("tools") or {}).get("disabled", []), *added]
+        project["tools"] = {**project["tools"], "disabled": list(dict.fromkeys(names))}
 
 
 def _check(config: Config, name: str, provider: ProviderConfig) -> None:
@@ -160,6 +176,29 @@ def _mistyped(kind: str) -> bool:
     import difflib
 
     return kind not in KINDS and bool(difflib.get_close_matches(kind, KINDS, 1)) and kind not in plugin_kinds()
+
+
+def _check_tools(config: Config) -> None:
+    """A tool that is turned off by a mistyped name would stay on; a server has one way to be reached."""
+
+    def wrong(what: str, *path: str) -> NoReturn:
+        full = ("tools", *path)
+        raise ConfigError(where(config.source(*full), full, what))
+
+    import difflib
+
+    tools = config.settings.tools
+    for key, names in (("enabled", tools.enabled or ()), ("disabled", tools.disabled)):
+        for name in names:
+            if name not in TOOLS and difflib.get_close_matches(name, TOOLS, 1):
+                wrong(f'there is no tool "{name}": {nearest(name, list(TOOLS))}', key)
+    for name, server in tools.mcp.items():
+        if not re.fullmatch(r"[a-zA-Z0-9_-]{1,32}", name):
+            wrong("expected a name of at most 32 letters, digits, - and _: its tools' names begin with it", "mcp", name)
+        if server.enabled and (server.command is None) == (server.url is None):
+            wrong("expected either a command that starts it or the url where it is served", "mcp", name)
+        if server.url is not None and not re.match(r"https?://[^/]|\$\{", server.url):
+            wrong("expected an http:// or https:// address", "mcp", name, "url")
 
 
 def _check_priced(config: Config, text: str) -> None:

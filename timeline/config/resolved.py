@@ -102,6 +102,11 @@ class Config:
         return f"Config({self.settings!r}, {self.paths!r})"
 
     @property
+    def environ(self) -> Mapping[str, str]:
+        """Where `${VAR}` is looked up."""
+        return self._environ
+
+    @property
     def providers(self) -> tuple[str, ...]:
         """Names of the enabled providers; a paid one is among them only if the user listed it."""
         return tuple(name for name, provider in self.settings.llm_providers.items() if provider.enabled)

@@ -19,6 +19,7 @@ __all__ = [
     "Complexity",
     "KeyPath",
     "Kind",
+    "McpServer",
     "Price",
     "ProviderConfig",
     "ResolvedProvider",
@@ -34,7 +35,7 @@ __all__ = [
     "plugin_kinds",
 ]
 
-SECRET = frozenset({"api_key", "headers", "options"})
+SECRET = frozenset({"api_key", "headers", "options", "env"})
 """Keys whose values no error, repr or listing shows."""
 VARIABLE = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\})?")
 
@@ -75,7 +76,11 @@ KINDS: dict[str, Kind] = {
 }
 
 
-class _Masked(Struct, frozen=True):
+TOOLS = ("calculator", "clock", "read_file", "list_files", "search_timeline", "fetch_url")
+"""The tools that come with timeline."""
+
+
+class Masked(Struct, frozen=True):
     """A struct that holds secrets and never shows them."""
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
@@ -85,7 +90,7 @@ class _Masked(Struct, frozen=True):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
-class ProviderConfig(_Masked, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class ProviderConfig(Masked, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One entry of `llm_providers`, as written.
 
     Args:
@@ -232,6 +237,52 @@ class Price(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     cache_write_1h_per_million: Dollars | None = None
 
 
+class McpServer(Masked, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A server of the Model Context Protocol whose tools are offered to models.
+
+    Args:
+        command: What starts it, and its arguments, run without a shell; it speaks on its standard streams.
+        url: Where it is served, by streamable HTTP. This or `command` is set.
+        env: Variables for the command, beside the few that say who and where one is.
+        headers: HTTP headers for the `url`.
+        cwd: Where the command runs; by default the working directory.
+        enabled: False leaves it alone.
+        confirm: Whether somebody has to agree to each call of a tool that it doesn't call read-only.
+        timeout: Seconds that a call may take.
+    """
+
+    command: Annotated[list[Name], Meta(min_length=1)] | None = None
+    url: Name | None = None
+    env: dict[Name, str] = {}
+    headers: dict[Name, str] = {}
+    cwd: Name | None = None
+    enabled: bool = True
+    confirm: bool = True
+    timeout: Seconds = 30.0
+
+
+class ToolsConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What models may do beside answering.
+
+    Args:
+        enabled: Only these tools; null for all.
+        disabled: Not these. A project's list is added to the user's.
+        fetch_url: Whether pages of the public web may be fetched.
+        allow_dirs: Folders that may be read beside the working directory.
+        max_rounds: How often, for one question, results go back to a model that may then call again.
+        max_result: Most characters of a result that a model is told.
+        mcp: Servers of further tools, by the names that their tools' names begin with.
+    """
+
+    enabled: list[Name] | None = None
+    disabled: list[Name] = []
+    fetch_url: bool = False
+    allow_dirs: list[Name] = []
+    max_rounds: Annotated[int, Meta(ge=1, le=20)] = 4
+    max_result: Annotated[int, Meta(ge=500, le=1_000_000)] = 16_000
+    mcp: dict[Name, McpServer] = {}
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A whole configuration file."""
 
@@ -243,6 +294,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     retry: Retry = Retry()
     budgets: list[BudgetConfig] = []
     cache: CacheConfig = CacheConfig()
+    tools: ToolsConfig = ToolsConfig()
 
 
 DEFAULTS: dict[str, Any] = {
@@ -257,7 +309,7 @@ DEFAULTS: dict[str, Any] = {
 """In force without any file: only what runs on this machine. Paid services must be asked for by name."""
 
 
-class ResolvedProvider(_Masked, frozen=True):
+class ResolvedProvider(Masked, frozen=True):
     """A provider ready for use: variables filled in, key found, paths absolute.
 
     Args:
@@ -318,7 +370,7 @@ def masked(path: KeyPath, value: Any) -> Any:
     if SECRET.intersection(path):
         # A mere reference says where the secret is, not what it is.
         return value if isinstance(value, str) and re.fullmatch(r"\$\{\w+\}", value) else "***"
-    if path[-1] == "base_url":
+    if path[-1] in ("base_url", "url"):
         return re.sub(r"(?<=//)[^/]*@", "***@", re.sub(r"\?.*", "?***", value))
     return value
 
