@@ -80,7 +80,7 @@ def test_section_with_everything_commented_out_changes_nothing(home: Path, text:
         ("llm_provider: {}", 'unknown key "llm_provider": did you mean llm_providers?'),
         (
             "zzz: 1",
-            'unknown key "zzz": expected one of llm_providers, routing_strategy, store, prices, offline, retry, budgets, cache',
+            'unknown key "zzz": expected one of llm_providers, routing_strategy, store, prices, offline, retry, budgets, cache, tools',
         ),
         (
             "1: 2",
