@@ -489,6 +489,8 @@ class RateLimitWaited(EventData, frozen=True):
         limit: Which one, e.g. `requests`.
         waited_us: How long, µs from `recorded_at`.
         key: As of `request.sent`.
+        tokens, input_tokens: What the request may use at most, and of it the prompt.
+        owner: The process that waits; its place lapses with it.
     """
 
     type: ClassVar[str] = "rate_limit.waited"
@@ -497,6 +499,9 @@ class RateLimitWaited(EventData, frozen=True):
     limit: str
     waited_us: int
     key: str | None = None
+    tokens: int = 0
+    input_tokens: int = 0
+    owner: Owner | None = None
 
 
 class BudgetAlerted(EventData, frozen=True):

@@ -42,6 +42,7 @@ from timeline.projections.blocks import (
 )
 from timeline.projections.cache import Cache
 from timeline.projections.calls import Calls, OpenAttempt, open_attempts, where_recorded
+from timeline.projections.limits import Limits
 from timeline.projections.usage import Grouping, ReportRow, UsageProjection, report
 from timeline.providers.base import Delta, Message, ModelInfo
 from timeline.providers.pool import Providers
@@ -54,7 +55,7 @@ TITLE_CHARACTERS = 60
 
 def read_models() -> Projections:
     """All that is folded from the log, in the order in which each sees an event."""
-    return Projections([Calls(), UsageProjection(), Blocks(), Cache()])
+    return Projections([Calls(), UsageProjection(), Blocks(), Cache(), Limits()])
 
 
 class Timeline:

@@ -160,7 +160,7 @@ def every_event() -> list[EventData]:
         e.CallRetryScheduled(2, 10, "busy"),
         e.CallRerouted("openai:gpt", "embedded:smollm2", "busy"),
         e.CallCacheHit("call", 11, 2, "openai", "gpt-4o", "stop", "asked for"),
-        e.RateLimitWaited("openai", "gpt", "requests", 12, "0f1e"),
+        e.RateLimitWaited("openai", "gpt", "requests", 12, "0f1e", 987, 321, OWNER),
         e.BudgetAlerted("monthly", "2026-11", 1, 2, 3, 80, "tokens"),
         e.BudgetExceeded("monthly", "2026-11", 4, 5, 6, 7, "tokens", "warn", NOON),
         e.ToolCalled("calculator", "id", _REF),
@@ -172,7 +172,19 @@ def every_event() -> list[EventData]:
 # ------------------------------------------------------------------ looking into the file
 
 
-READ_MODELS = ("sessions", "turns", "steps", "attempts", "usage", "spending", "budget_alerts", "cached", "projections")
+READ_MODELS = (
+    "sessions",
+    "turns",
+    "steps",
+    "attempts",
+    "usage",
+    "spending",
+    "budget_alerts",
+    "cached",
+    "limits",
+    "waits",
+    "projections",
+)
 
 
 def look(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:

@@ -1,0 +1,380 @@
+"""What providers told of their limits, what they refused, and who waits: of all processes, in one place."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Integer,
+    MetaData,
+    Row,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    delete,
+    func,
+    not_,
+    select,
+)
+from sqlalchemy.dialects.sqlite import insert
+
+from timeline.events import (
+    CallCacheHit,
+    CallFailed,
+    CallInterrupted,
+    CallRerouted,
+    CallRetryScheduled,
+    ErrorInfo,
+    Event,
+    RateLimit,
+    RateLimitWaited,
+    RequestSent,
+    ResponseCompleted,
+    StepCompleted,
+    StepFailed,
+    TurnCompleted,
+    TurnFailed,
+    TurnInterrupted,
+)
+from timeline.projections import Projection
+from timeline.projections.calls import attempts
+
+__all__ = [
+    "AGREEING",
+    "MINUTE",
+    "OWN_COUNT",
+    "REFUSAL",
+    "SECOND",
+    "Limits",
+    "Unit",
+    "forgotten_at",
+    "limits",
+    "of_model",
+    "unit_of",
+    "waits",
+    "was_refused",
+]
+
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+
+REFUSAL = "retry-after"
+"""The name under which a refusal stands among the limits."""
+
+DEFAULT_HOLD = SECOND
+"""How long others hold back after a refusal that named no wait, µs."""
+KEPT = MINUTE
+"""How long a lapsed place may still be taken up again, µs."""
+OWN_COUNT = 5 * MINUTE
+"""Windows longer than this are judged by what the provider tells, not by counting our own requests, µs."""
+LONGEST_WINDOW = 400 * 86_400 * SECOND
+AGREEING = 3
+"""So many reports in a row have to fit a steady refill."""
+
+Unit = Literal["requests", "tokens", "input", "output"]
+
+limits = Table(
+    "limits",
+    MetaData(),
+    Column("provider", Text, primary_key=True, nullable=False),
+    Column("model", Text, primary_key=True, nullable=False),
+    Column("key", Text, primary_key=True, nullable=False),  # '' where keys aren't told apart
+    Column("name", Text, primary_key=True, nullable=False),  # the provider's word, or retry-after
+    Column("allowed", Integer),
+    Column("remaining", Integer),
+    Column("reset_at", Integer),
+    Column("as_of", Integer, nullable=False),  # when the attempt that told it was sent
+    Column("told_at", Integer, nullable=False),  # when its first words came
+    Column("told_by", Integer, nullable=False),  # the position of its request.sent
+    Column("window_us", Integer),  # the longest span seen from a report to its reset
+    Column("refill_us", Integer),  # how long it would take from empty to full, by this report
+    Column("agreed", Integer, nullable=False),  # reports in a row that fit a steady refill
+    Column("resets", Integer, nullable=False),  # at its reset it was seen to be full at once
+    sqlite_with_rowid=False,
+)
+
+waits = Table(
+    "waits",
+    MetaData(),
+    Column("position", Integer, primary_key=True),  # of the event with which the call joined the queue
+    Column("call_id", Text, nullable=False),
+    Column("turn_id", Text),
+    Column("step_id", Text),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("name", Text, nullable=False),  # which limit, or why
+    Column("since", Integer, nullable=False),
+    Column("until", Integer, nullable=False),
+    Column("tokens", Integer, nullable=False),
+    Column("input_tokens", Integer, nullable=False),
+    Column("owner_host", Text),
+    Column("owner_pid", Integer),
+    Column("owner_started", Float),
+)
+
+
+def unit_of(name: str) -> Unit | None:
+    """What a limit of that name counts; None for what isn't known here, and limits nothing."""
+    if "token" in name:
+        return "input" if "input" in name else "output" if "output" in name else "tokens"
+    return "requests" if "request" in name else None
+
+
+# ------------------------------------------------------------------ the fold
+
+
+_a = attempts.c
+_attempt = select(attempts).where(_a.call_id == bindparam("of_call"), _a.attempt == bindparam("of_attempt"))
+of_model = and_(  # of_provider, of_model and of_key, the latter '' for none
+    _a.provider == bindparam("of_provider"),
+    _a.model == bindparam("of_model"),
+    func.coalesce(_a.key, "") == bindparam("of_key"),
+)
+was_refused = and_(_a.state == "failed", func.coalesce(_a.reason, "") == "rate_limited")
+# Those that had certainly arrived when the report's request was sent, and well within its window.
+_certain = select(func.count()).where(
+    of_model,
+    _a.started_at > bindparam("since"),
+    _a.started_at + _a.duration_us < bindparam("sent_at", type_=Integer),
+    _a.state == "completed",
+)
+_accepted = select(func.count()).where(of_model, _a.started_at > bindparam("since"), not_(was_refused))
+
+_row = select(limits).where(
+    limits.c.provider == bindparam("of_provider"),
+    limits.c.model == bindparam("of_model"),
+    limits.c.key == bindparam("of_key"),
+    limits.c.name == bindparam("of_name"),
+)
+_write = insert(limits)
+_write = _write.on_conflict_do_update(
+    index_elements=[column.name for column in limits.primary_key],
+    set_={column.name: _write.excluded[column.name] for column in limits.columns if not column.primary_key},
+)
+_wait_of = select(waits).where(waits.c.call_id == bindparam("of_call"))
+_join = insert(waits).prefix_with("OR REPLACE")
+_prune = delete(waits).where(waits.c.until < bindparam("before"))
+
+
+class Limits(Projection):
+    """Folds what answers told into `limits`, and who waits into `waits`.
+
+    A limit's row is that of the attempt sent last; what an older one tells late only widens its window. Two things are
+    learnt, since headers don't say them: whether a limit refills steadily (then a part of it is free
+    before its reset), and whether it is full at once at its reset (then what was sent before doesn't count after it).
+    """
+
+    name: ClassVar[str] = "limits"
+    version: ClassVar[int] = 1
+    tables: ClassVar[tuple[Table, ...]] = (limits, waits)
+    reads: ClassVar[tuple[str, ...]] = ("calls",)
+
+    def apply(self, conn: Connection, event: Event) -> None:
+        """See `Projection.apply`."""
+        match event.data:
+            case RequestSent() | CallRerouted() | CallCacheHit() | CallInterrupted():
+                _leave(conn, waits.c.call_id, event.call_id)
+            case ResponseCompleted() as done:
+                _leave(conn, waits.c.call_id, event.call_id)
+                if done.rate_limits:
+                    _report(conn, event, done.attempt, done.rate_limits)
+            case CallFailed() as failed:
+                _leave(conn, waits.c.call_id, event.call_id)
+                _report(conn, event, failed.attempt, failed.rate_limits, failed.error)
+            case RateLimitWaited() as waited:
+                _wait(conn, event, waited)
+            case CallRetryScheduled() as retry:
+                _retry(conn, event, retry)
+            case StepCompleted() | StepFailed():
+                _leave(conn, waits.c.step_id, event.step_id)
+            case TurnCompleted() | TurnFailed() | TurnInterrupted():
+                _leave(conn, waits.c.turn_id, event.turn_id)
+
+
+def _report(
+    conn: Connection, event: Event, number: int, told: tuple[RateLimit, ...], error: ErrorInfo | None = None
+) -> None:
+    holds = error is not None and (
+        error.kind == "rate_limited" or (error.kind in ("overloaded", "server") and error.retry_after is not None)
+    )
+    if not told and not holds:
+        return
+    attempt = conn.execute(_attempt, {"of_call": event.call_id, "of_attempt": number}).one_or_none()
+    if attempt is None:
+        return
+    refused = error is not None and error.kind == "rate_limited"
+    for limit in told:
+        _tell(conn, event, attempt, limit, refused=refused)
+    if error is not None and holds:
+        emptied = any(limit.remaining == 0 and limit.reset_at is not None for limit in told)
+        if error.retry_after is not None or not emptied:
+            _refuse(conn, event, attempt, error.retry_after, counts=not told)
+
+
+def _of(attempt: Row[Any], name: str) -> dict[str, Any]:
+    return {"provider": attempt.provider, "model": attempt.model, "key": attempt.key or "", "name": name}
+
+
+def _known(conn: Connection, which: dict[str, Any]) -> Row[Any] | None:
+    return conn.execute(_row, {f"of_{name}": value for name, value in which.items()}).one_or_none()
+
+
+def _tell(conn: Connection, event: Event, attempt: Row[Any], limit: RateLimit, *, refused: bool) -> None:
+    which = _of(attempt, limit.name)
+    old = _known(conn, which)
+    sent_at = attempt.started_at
+    first = attempt.time_to_first_token_us
+    told_at = sent_at + max(first if first is not None else attempt.duration_us or 0, 0)
+    span = None if limit.reset_at is None else min(max(limit.reset_at - told_at, 1), LONGEST_WINDOW)
+    window = _window(old, limit, span)
+    # The clock may have been set: a report from the future is no newer one.
+    if old is not None and sent_at < old.as_of <= event.recorded_at:
+        conn.execute(_write, old._asdict() | {"window_us": window})
+        return
+    used = None if limit.limit is None or limit.remaining is None else max(limit.limit - limit.remaining, 0)
+    refill = None
+    if used and limit.limit and limit.reset_at is not None and limit.reset_at - told_at >= SECOND:
+        refill = (limit.reset_at - told_at) * limit.limit // used
+    row = {
+        "allowed": limit.limit,
+        "remaining": limit.remaining,
+        "reset_at": limit.reset_at,
+        "as_of": sent_at,
+        "told_at": told_at,
+        "told_by": attempt.first_position,
+        "window_us": window,
+        "refill_us": refill or (old.refill_us if old is not None else None),
+        "agreed": _agreed(old, limit, used, refill),
+        "resets": int(unit_of(limit.name) != "requests" or (not refused and _resets(conn, which, old, attempt, used))),
+    }
+    conn.execute(_write, which | row)
+
+
+def _window(old: Row[Any] | None, limit: RateLimit, span: int | None) -> int | None:
+    """The longest span seen; where the limit is full at once at its reset, what was seen long ago fades."""
+    if old is None or old.window_us is None or old.allowed != limit.limit:
+        return span
+    known: int = old.window_us
+    return known if span is None else max(span, known - known // 16 if old.resets else known)
+
+
+def _agreed(old: Row[Any] | None, limit: RateLimit, used: int | None, refill: int | None) -> int:
+    """How many reports in a row say the same speed of refill, though they say different fills."""
+    if old is None or old.allowed != limit.limit or not limit.limit:
+        return 0
+    agreed: int = old.agreed
+    if refill is None or old.refill_us is None or old.remaining is None or not used:
+        return agreed
+    before = max(old.allowed - old.remaining, 0)
+    if 4 * abs(used - before) < max(used, before):
+        return agreed
+    return min(agreed + 1, AGREEING) if 5 * abs(refill - old.refill_us) <= max(refill, old.refill_us) else 0
+
+
+def _resets(conn: Connection, which: dict[str, Any], old: Row[Any] | None, attempt: Row[Any], used: int | None) -> bool:
+    """Whether the limit forgets at once: fewer count than have certainly arrived in the last half of its window."""
+    if old is None or old.window_us is None or old.window_us > OWN_COUNT or used is None:
+        return bool(old.resets) if old is not None else False
+    if old.resets:
+        return True
+    values = {f"of_{name}": value for name, value in which.items() if name != "name"}
+    window = {"since": attempt.started_at - old.window_us // 2, "sent_at": attempt.started_at}
+    certain: int = conn.execute(_certain, values | window).scalar_one()
+    return used < certain + 1
+
+
+def _refuse(conn: Connection, event: Event, attempt: Row[Any], retry_after: float | None, *, counts: bool) -> None:
+    """Hold others back; where no header told a limit, the last window's accepted requests stand for it."""
+    which = _of(attempt, REFUSAL)
+    old = _known(conn, which)
+    hold = DEFAULT_HOLD if retry_after is None else min(max(round(retry_after * SECOND), 0), LONGEST_WINDOW)
+    reset_at = event.recorded_at + hold
+    window, allowed = max(hold, DEFAULT_HOLD), None
+    if old is not None and event.recorded_at < forgotten_at(old):
+        reset_at = max(reset_at, old.reset_at or 0) if attempt.started_at < old.told_at else reset_at
+        window = max(window, old.window_us or 0)
+    if counts and window <= OWN_COUNT:
+        values = {f"of_{name}": value for name, value in which.items() if name != "name"}
+        accepted: int = conn.execute(_accepted, values | {"since": event.recorded_at - window}).scalar_one()
+        allowed = accepted if accepted > 1 else None
+    row = {
+        "allowed": allowed,
+        "remaining": 0,
+        "reset_at": reset_at,
+        "as_of": attempt.started_at,
+        "told_at": event.recorded_at,
+        "told_by": attempt.first_position,
+        "window_us": window,
+        "refill_us": None,
+        "agreed": 0,
+        "resets": int(not counts),
+    }
+    conn.execute(_write, which | row)
+
+
+def forgotten_at(refusal: Row[Any]) -> int:
+    """When a refusal says nothing about the present any more."""
+    at: int = max(refusal.reset_at or 0, refusal.told_at + max(MINUTE, 10 * (refusal.window_us or 0)))
+    return at
+
+
+def _leave(conn: Connection, column: Column[str], id_: str | None) -> None:
+    if id_ is not None:
+        conn.execute(delete(waits).where(column == id_))
+
+
+def _wait(conn: Connection, event: Event, waited: RateLimitWaited) -> None:
+    if event.call_id is None:
+        return
+    owner = waited.owner
+    row = {
+        "provider": waited.provider,
+        "model": waited.model,
+        "key": waited.key or "",
+        "name": waited.limit,
+        "until": event.recorded_at + waited.waited_us,
+        "tokens": waited.tokens,
+        "input_tokens": waited.input_tokens,
+        "owner_host": owner.host if owner else None,
+        "owner_pid": owner.pid if owner else None,
+        "owner_started": owner.started if owner else None,
+    }
+    _take_place(conn, event, row)
+
+
+def _retry(conn: Connection, event: Event, retry: CallRetryScheduled) -> None:
+    """A call that will be made again is one that waits."""
+    attempt = conn.execute(_attempt, {"of_call": event.call_id, "of_attempt": retry.attempt}).one_or_none()
+    if attempt is None:
+        return
+    row = {
+        "provider": attempt.provider,
+        "model": attempt.model,
+        "key": attempt.key or "",
+        "name": "retry",
+        "until": event.recorded_at + retry.delay_us,
+        "tokens": attempt.reserved_tokens,
+        "input_tokens": attempt.estimated_input_tokens,
+        "owner_host": None,
+        "owner_pid": None,
+        "owner_started": None,
+    }
+    _take_place(conn, event, row)
+
+
+def _take_place(conn: Connection, event: Event, row: dict[str, Any]) -> None:
+    """Join the queue, or stay in one's place of it; places that lapsed long ago go."""
+    conn.execute(_prune, {"before": event.recorded_at - KEPT})
+    old = conn.execute(_wait_of, {"of_call": event.call_id}).one_or_none()
+    place = {"position": event.position, "since": event.recorded_at}
+    if old is not None:
+        _leave(conn, waits.c.call_id, event.call_id)
+        if (old.provider, old.model, old.key) == (row["provider"], row["model"], row["key"]):
+            place = {"position": old.position, "since": old.since}
+    ids = {"call_id": event.call_id, "turn_id": event.turn_id, "step_id": event.step_id}
+    conn.execute(_join, place | ids | row)
