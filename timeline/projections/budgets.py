@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Connection, Row, Text, and_, bindparam, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, Text, and_, bindparam, func, literal_column, or_, select
 
 from timeline.config import BudgetConfig
 from timeline.projections.calls import attempts
@@ -97,7 +98,11 @@ def _midnight(day: date, tz: tzinfo | None) -> int:
 
 def applies(budget: BudgetConfig, provider: str | None, model: str | None) -> bool:
     """Whether a budget counts what this model of this provider costs; any budget does for a provider of None."""
-    return provider is None or (budget.provider in (None, provider) and budget.model in (None, f"{provider}:{model}"))
+    if provider is None:
+        return True
+    if budget.provider is not None and budget.provider != provider:
+        return False
+    return budget.model is None or budget.model == f"{provider}:{model}"
 
 
 def read_budgets(
@@ -128,28 +133,46 @@ def read_budgets(
     chosen = [budget for budget in budgets if applies(budget, provider, model)]
     if not chosen:
         return ()
-    is_open = conn.execute(_open).all()
     ids = {"session": session_id, "turn": turn_id, "call": call_id}
+    windows = [_window(budget, now, ids, tz) for budget in chosen]
+    is_open = [_Open(*row) for row in conn.execute(OPEN)]
+    told: defaultdict[tuple[str, str, int], list[int]] = defaultdict(list)
+    names = {"budgets": [budget.name for budget in chosen], "windows": [window.label for window in windows]}
+    for name, label, limit, threshold in conn.execute(ALERTED, names):
+        told[name, label, limit].append(threshold)
     states = []
-    for budget in chosen:
-        window, limit = _window(budget, now, ids, tz), _limit(budget)
-        sums = _spent(conn, budget, window)
-        unit: Literal["nano_usd", "tokens"] = "tokens" if budget.limit_usd is None else "nano_usd"
-        told = conn.execute(_alerted, {"of_budget": budget.name, "of_window": window.label, "of_limit": limit})
+    for budget, window in zip(chosen, windows, strict=True):
+        limit = _limit(budget)
+        nano_usd, tokens, unpriced = _spent(conn, budget, window)
+        held = [attempt for attempt in is_open if _is_held(budget, window, attempt)]
+        in_usd = budget.limit_usd is not None
         state = BudgetState(
             name=budget.name,
             window=window.label,
-            unit=unit,
-            spent=getattr(sums, unit),
-            reserved=sum(getattr(row, f"reserved_{unit}") for row in is_open if _reserved(budget, window, row)),
+            unit="nano_usd" if in_usd else "tokens",
+            spent=nano_usd if in_usd else tokens,
+            reserved=sum(attempt.nano_usd if in_usd else attempt.tokens for attempt in held),
             limit=limit,
             action=budget.action,
             ends_at=window.period.ends_at if window.period else None,
-            alerted=tuple(told.scalars()),
-            unpriced=sums.unpriced,
+            alerted=tuple(told[budget.name, window.label, limit]),
+            unpriced=unpriced,
         )
         states.append(state)
     return tuple(states)
+
+
+class _Open(Struct, frozen=True):
+    """An attempt without an end, and what it reserved."""
+
+    provider: str
+    model: str
+    started_at: int
+    nano_usd: int
+    tokens: int
+    session_id: str
+    turn_id: str | None
+    call_id: str
 
 
 class _Window(Struct, frozen=True):
@@ -186,66 +209,69 @@ def _limit(budget: BudgetConfig) -> int:
     return int(Decimal(repr(budget.limit_usd)) * NANO)
 
 
-def _spent(conn: Connection, budget: BudgetConfig, window: _Window) -> Row[tuple[int, int, int]]:
+def _spent(conn: Connection, budget: BudgetConfig, window: _Window) -> tuple[int, int, int]:
+    """Nano-US-dollars, tokens, and attempts of unknown cost."""
     provider, _, model = (budget.model or "").partition(":")
     whose = {"of_provider": budget.provider or provider or None, "of_model": model or None}
     if window.period is None:
-        return conn.execute(_of_scope, {"of_scope": window.scope, **whose}).one()
+        sums = conn.execute(OF_SCOPE, {"of_scope": window.scope, **whose}).one()
+        return sums.nano_usd, sums.tokens, sums.unpriced
     starts_at, ends_at = window.period.starts_at, window.period.ends_at
     # Quarters of an hour up to the first midnight of UTC, then days, then quarters again: the same sum from fewer rows.
     first_day, last_day = -(-starts_at // DAY) * DAY, ends_at // DAY * DAY
     if first_day > last_day:
         first_day = last_day = ends_at
     times = {"starts_at": starts_at, "first_day": first_day, "last_day": last_day, "ends_at": ends_at}
-    return conn.execute(_of_period, times | whose).one()
+    sums = conn.execute(OF_PERIOD, times | whose).one()
+    return sums.nano_usd, sums.tokens, sums.unpriced
 
 
-def _reserved(budget: BudgetConfig, window: _Window, row: Any) -> bool:
+def _is_held(budget: BudgetConfig, window: _Window, attempt: _Open) -> bool:
     """Whether an open attempt counts against the budget: in the window in which it was sent."""
-    if not applies(budget, row.provider, row.model):
-        return False
     if window.period is not None:
-        sent_at: int = row.started_at
-        return window.period.starts_at <= sent_at < window.period.ends_at
-    return window.scope in ("total", getattr(row, f"{budget.window}_id", None))
+        if not window.period.starts_at <= attempt.started_at < window.period.ends_at:
+            return False
+    elif budget.window != "total" and window.scope != getattr(attempt, f"{budget.window}_id"):
+        return False
+    return applies(budget, attempt.provider, attempt.model)
 
 
 # ------------------------------------------------------------------ queries: made once, as they run with every request
 
 
 _a, _s, _b = attempts.c, spending.c, budget_alerts.c
-_open = select(
+OPEN = select(
     _a.provider,
     _a.model,
-    _a.session_id,
-    _a.turn_id,
-    _a.call_id,
     _a.started_at,
     _a.reserved_nano_usd,
     _a.reserved_tokens,
+    _a.session_id,
+    _a.turn_id,
+    _a.call_id,
 ).where(
     # A literal, not a parameter: only then does SQLite use the partial index.
     _a.state == literal_column("'open'"),
     # What runs on this machine and costs nothing is exempt.
     (_a.local == 0) | (_a.reserved_nano_usd > 0),
 )
-_alerted = (
-    select(_b.threshold_percent)
-    .where(_b.budget == bindparam("of_budget"), _b.window == bindparam("of_window"), _b.limit == bindparam("of_limit"))
+ALERTED = (
+    select(_b.budget, _b.window, _b.limit, _b.threshold_percent)
+    .where(_b.budget.in_(bindparam("budgets", expanding=True)), _b.window.in_(bindparam("windows", expanding=True)))
     .order_by(_b.threshold_percent)
 )
 
 _sums = [func.coalesce(func.sum(_s[name]), 0).label(name) for name in ("nano_usd", "tokens", "unpriced")]
 _provider, _model = bindparam("of_provider", type_=Text), bindparam("of_model", type_=Text)
 _whose = (_provider.is_(None) | (_s.provider == _provider)) & (_model.is_(None) | (_s.model == _model))
-_of_scope = select(*_sums).where(_s.scope == bindparam("of_scope"), _s.starts_at == 0, _whose)
+OF_SCOPE = select(*_sums).where(_s.scope == bindparam("of_scope"), _s.starts_at == 0, _whose)
 
 
 def _between(scope: str, first: str, after: str) -> ColumnElement[bool]:
     return and_(_s.scope == scope, _s.starts_at >= bindparam(first), _s.starts_at < bindparam(after))
 
 
-_of_period = select(*_sums).where(
+OF_PERIOD = select(*_sums).where(
     or_(
         _between("quarter", "starts_at", "first_day"),
         _between("day", "first_day", "last_day"),
