@@ -88,6 +88,10 @@ _FUNCTIONS = {
     ("ln",): "ln",
     ("log",): "log10",
     ("logarithm",): "log10",
+    ("log10",): "log10",
+    ("log2",): "log2",
+    ("square", "of"): "square",
+    ("cube", "of"): "cube",
     ("sin",): "sin",
     ("sine",): "sin",
     ("cos",): "cos",
@@ -262,6 +266,11 @@ class _Parser:
         inner = self._prefixed(self._skip(after))
         if inner is None:
             return None
+        if name in ("square", "cube"):
+            power = 2 if name == "square" else 3
+            return _Node(f"{inner.within(_ATOM)}**{power}", _POWER, inner.after, inner.operations + 1, plain=True)
+        if name in ("sin", "cos", "tan") and (self._is(inner.after, ("degrees",)) or self._is(inner.after, ("°",))):
+            return _Node(f"{name}({inner.text}°)", _ATOM, inner.after + 1, inner.operations + 1, plain=True)
         return _Node(f"{name}({inner.text})", _ATOM, inner.after, inner.operations + 1, plain=True)
 
     def _fraction(self, at: int) -> _Node | None:
@@ -346,7 +355,7 @@ class _Parser:
 
     def _two(self, at: int, between: tuple[str, ...]) -> tuple[_Node, _Node] | None:
         """Two numbers with a certain word between them; up to three others may stand before it."""
-        first = self._primary(self._skip(at))
+        first = self._primary(self._skip(at, (*_ARTICLES, "bill", "total", "my", "this")))
         if first is None:
             return None
         middle = first.after

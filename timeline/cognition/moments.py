@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from timeline.cognition.phrases import about_words, clauses, pattern
+from timeline.cognition.phrases import Phrases, about_programs, about_words, clauses
 
 __all__ = ["Moment", "asks_for_date_or_time"]
 
@@ -59,18 +59,18 @@ _NOW = r"(?:current|present|exact|local|precise|actual|right|correct|today'?s|th
 _CERTAIN = (
     (
         "it asks what the date or the time is",
-        pattern(
+        Phrases(
             rf"\b(?:what|which|whats|what's|what is|tell me|give me|show me|know|got|have|say|need|check|get|print|display|"
             rf"what're|and|also|report|see|read out|state|want|is)\s+(?:me )?(?:the\s+)(?:{_NOW} )*{_THING}{_END}"
         ),
     ),
     (
         "it asks for the current date or time",
-        pattern(rf"\b{_NOW} (?:{_NOW} )?(?:utc |gmt |local )?{_THING}{_END}"),
+        Phrases(rf"\b{_NOW} (?:{_NOW} )?(?:utc |gmt |local )?{_THING}{_END}"),
     ),
     (
         "it asks what day or time it is",
-        pattern(
+        Phrases(
             rf"\b(?:what|which|wat) (?:\w+ )??{_THING} (?:is|was|will|are|would|s|do|does|did|has)(?:n't)? ?"
             r"(?:it|we|today|tomorrow|yesterday|now|this|that|the (?:day|date))\b"
             r"(?! (?:set|called|about|said|named|made|usually|take|takes|for|best|that|when|safe|normal|built|land|win|won|lose|"
@@ -79,20 +79,20 @@ _CERTAIN = (
     ),
     (
         "it asks what day or time it is",
-        pattern(
+        Phrases(
             rf"\b(?:what|which|whats|what's) {_THING}(?:'s| is) (?:it|today|tomorrow|yesterday)\b|\bwhat {_THING} it (?:is|was|currently is)\b"
         ),
     ),
     (
         "it names today, and asks for its date",
-        pattern(
+        Phrases(
             rf"\b(?:today|tomorrow|yesterday)'?s (?:date|day|weekday)\b|\b(?:{_THING}) (?:is it |it is |is )?(?:today|now|right now|tomorrow){_END}"
             r"|\bwhat(?:'?s| is| was| will be)? (?:today|tomorrow|yesterday)\W*$|\bwhat(?:'?s| is) the day (?:after tomorrow|before yesterday|today|tomorrow)\b"
         ),
     ),
     (
         "it asks how long until or since a date",
-        pattern(
+        Phrases(
             rf"\bhow (?:many|much|long|far|soon)\b(?: (?:more|full|whole|other))?(?: {_SPAN})?(?: \w+){{0,4}}? ?"
             rf"\b(?:until|till|til|'til|to|to go|before|since|left|remain\w*|away|off|ago|passed|gone|elapsed|between now and)\b"
             rf"(?: (?:it'?s|it is|until|till|to|in|before|of|for|is|are|was|we (?:get|reach)|from|there|go|since|the|this|next|my|our|on))* ?"
@@ -101,7 +101,7 @@ _CERTAIN = (
     ),
     (
         "it asks how far away a date is",
-        pattern(
+        Phrases(
             rf"\bhow (?:many|much|long|far|soon|close)\b(?: {_SPAN})?(?: (?:away|are we|is|off|until|till|from))+ (?:from |to |until |till )?{_TARGET}"
             rf"|\b(?:countdown|time left|days left|days remaining|days) (?:to|until|till) {_TARGET}"
             rf"|\bhow many {_SPAN} (?:\w+ )?(?:are )?(?:left|remain\w*)(?: (?:in|of|this|the|for|until)\b.*)?\W*$(?<!game)"
@@ -109,7 +109,8 @@ _CERTAIN = (
     ),
     (
         "it asks whether it is a certain day or time",
-        pattern(
+        Phrases(
+            r"\bare we (?:still |already |now )?in (?:\d{4}|january|february|march|april|may|june|july|august|september|october|november|december|spring|summer|autumn|winter)\b|"
             rf"\b(?:is|was|isn't|will) (?:it|today|tomorrow|yesterday|this(?: year)?|now|the current (?:year|month|day))"
             rf"(?: (?:already|still|now|yet|currently|really|a|an|the|be|almost|nearly|actually|today|in|past|before|after|going to be))* "
             rf"(?:{_WEEKDAY}|{_MONTH}|weekend|weekday|workday|working day|morning|afternoon|evening|night|noon|midnight|"
@@ -119,9 +120,9 @@ _CERTAIN = (
     ),
     (
         "it asks for the weekday or the date of a day",
-        pattern(
+        Phrases(
             rf"\b(?:what|which) (?:day(?: of the week)?|weekday|date|month|year|time)(?:'s| is| was| will| does| did| would| are)(?: \w+){{0,5}}? ?"
-            rf"(?:{_WEEKDAY}|(?:in|from|after) \w+ {_SPAN}|\w+ {_SPAN} (?:ago|from (?:now|today)|later|earlier)|{_MONTH} \d|\d{{1,2}}(?:st|nd|rd|th)? (?:of )?{_MONTH}|"
+            rf"(?:{_WEEKDAY}|(?:in|from|after) \w+ {_SPAN}|\d{{1,2}}(?:st|nd|rd|th)? of (?:this|next|the) month|\w+ {_SPAN} (?:ago|from (?:now|today)|later|earlier)|{_MONTH} \d|\d{{1,2}}(?:st|nd|rd|th)? (?:of )?{_MONTH}|"
             rf"{_FEAST}(?: \w+)? (?:this|next) year|tomorrow|yesterday|today|now|\d{{4}}-\d\d-\d\d)\b"
             rf"|\b(?:what|which) (?:day of the week|weekday)\b(?!.* (?:usually|always|named|called|typically|do|does (?:the|a)))"
             rf"|\b(?:date|day|weekday|time) (?:was|is|will|would)(?: it| be)*(?: \w+)? \w+ {_SPAN} (?:ago|from (?:now|today)|later)\b"
@@ -132,7 +133,7 @@ _CERTAIN = (
     ),
     (
         "it asks for the time",
-        pattern(
+        Phrases(
             r"\b(?:do you (?:have|know)|have you got|got|can you (?:tell|give)(?: me)?|could you (?:tell|give)(?: me)?|tell me|what'?s|need to know) (?:the )?(?:current )?time\b"
             rf"(?! (?:complexity|signature|machine|travel|zone|limit|frame|value|series|dilation|period|out|off|constant|table)){_END}"
             rf"|\b(?:what'?s?|current|local|the|exact) time (?:is it |now |right now |it is )?(?:over )?(?:in|at) {_PLACE}"
@@ -142,14 +143,14 @@ _CERTAIN = (
     ),
     (
         "it is nothing but a word for the time",
-        pattern(
+        Phrases(
             r"^\W*(?:(?:the|current|today'?s|please|now|right|local|what|whats|hey|show|and|tell|me|is|it) )*(?:date|time|clock|today|now|datetime|weekday|"
             r"date and time|time and date|day of (?:the )?week|what day)(?: (?:today|now|please|pls|right now|and time|and date))*\W*$"
         ),
     ),
     (
         "it asks how old something is today",
-        pattern(
+        Phrases(
             r"\bhow old (?:am i|is|are|would|will|was)\b.*\b(?:born|if|since|today|now|this year)\b|\bhow old .*\bborn (?:in|on)\b"
             rf"|\bhow many {_SPAN} (?:have|has) (?:passed|gone by|elapsed|it been)\b|\bhow long (?:ago (?:was|is|did)|has it been since)\b"
         ),
@@ -158,16 +159,22 @@ _CERTAIN = (
 _POSSIBLE = (
     (
         "it speaks of how long until something",
-        pattern(rf"\bhow (?:many {_SPAN}|long|much time)\b.*\b(?:until|till|til|left|remain\w*)\b"),
+        Phrases(rf"\bhow (?:many {_SPAN}|long|much time)\b.*\b(?:until|till|til|left|remain\w*)\b"),
+    ),
+    (
+        "it speaks of days, hours or dates",
+        Phrases(
+            r"\b(?:dates?|weekdays?|calendar|o'?clock|clock|deadline|timezone|time zone|birthday|leap year|(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b|\b(?:what|which|when|how many|how long|is it|tell me|know)\b.*\b(?:time|days?|weeks?|months?|years?|hours?|minutes?)\b|^\W*when(?:'s| is| are| will| does| do)\b"
+        ),
     ),
     (
         "it speaks of the present day",
-        pattern(
+        Phrases(
             r"\b(?:what|which|when|is|are|who|how|did|does)\b.*\b(?:today|tonight|tomorrow|yesterday|this (?:week|month|year|weekend|morning|evening)|right now|currently)\b"
         ),
     ),
 )
-_NEVER = pattern(
+_NEVER = Phrases(
     r"\btime (?:complexity|complexities|signatures?|machines?|travel\w*|series|dilation|limits?|period|value of money|constant|capsule|management|lapse)\b|"
     r"\bdate (?:palms?|night|ideas?|format\w*|fruits?|types?|syrup|sugar|column|field|parsing|library|picker|cake|bars)\b|\b(?:first|blind|double|dinner|due|release|expiry|expiration|birth) dates?\b|"
     r"\bday in the life\b|\bday (?:job|care|dream|trip|trading|one patch)\b|\b(?:best|good|right|ideal|worst|optimal|perfect|bad|cheapest) (?:time|day|month|year|date)s? (?:of (?:the )?(?:year|day|week) )?(?:to|for|in)\b|"
@@ -185,7 +192,7 @@ def asks_for_date_or_time(text: str) -> Moment | None:
     """
     possible: Moment | None = None
     for clause in clauses(text):
-        if about_words(clause) or _NEVER.search(clause):
+        if about_words(clause) or about_programs(clause) or _NEVER.search(clause):
             continue
         plain = clause.replace("’", "'")
         for words, known in _CERTAIN:

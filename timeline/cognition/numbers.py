@@ -15,7 +15,7 @@ from msgspec import Struct
 
 __all__ = ["ORDINALS", "Token", "numbers_in", "plain_decimal", "tokens"]
 
-LONGEST_TEXT = 4000
+LONGEST_TEXT = 2000
 """Characters that are looked at. A sum is asked for at the beginning; what follows is matter to work on."""
 
 
@@ -110,6 +110,7 @@ _SPOKEN = {**_UNITS, **_TENS, **_SCALES}
 _TOKEN = re.compile(
     r"""
     (?P<number>(?:[$€£]\s?)?(?:(?<![\w.])|(?<=\dx))(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)(?P<suffix>(?:st|nd|rd|th|[km])\b)?
+    | (?P<base>log(?:10|2)\b)
     | (?P<word>[^\W\d_]+(?:'[a-z]+)?)
     | (?P<sign>\*\*|[-+*/^×÷·−–%!()=,√²³])
     | (?P<other>\S)
@@ -138,6 +139,8 @@ def tokens(text: str) -> list[Token]:
             if suffix:
                 value = str(Decimal(value) * (1000 if suffix == "k" else 10**6))
             raw.append(Token("number", value, start, end))
+        elif base := found["base"]:
+            raw.append(Token("word", base, start, end))
         elif word := found["word"]:
             if word == "x" and raw and raw[-1].kind == "number":
                 raw.append(Token("sign", "x", start, end))
