@@ -80,9 +80,10 @@ def _root(
 
 
 def _register() -> None:
-    from . import ask, config, keys, models, plugins, providers, replay, report, sessions, store
+    from . import ask, batch, config, keys, models, plugins, providers, replay, report, sessions, store
 
     app.command("ask")(ask.ask)
+    app.command("batch")(batch.batch)
     app.command("replay")(replay.replay)
     app.command("report")(report.report)
     app.add_typer(sessions.app, name="sessions")

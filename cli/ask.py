@@ -199,19 +199,14 @@ class _Json(_Shown):
     def end(self, end: TurnEnd) -> None:
         from timeline.projections.blocks import fold
 
-        from .shapes import turn_object
+        from .shapes import error_object, turn_object
 
         session = fold(self.seen)
         value = turn_object(session.session_id, session.turns[-1])
         # A private turn's text is not in its events.
         value["answer"] = end.text
         if end.error is not None:
-            value["error"] = {
-                **value.get("error", {}),
-                "kind": end.error.kind,
-                "message": str(end.error),
-                "exit_code": end.error.exit_code,
-            }
+            value["error"] = error_object(end.error, value.get("error"))
         output.emit_json(value)
 
 

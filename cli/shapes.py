@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from timeline.errors import TimelineError
 from timeline.events import Cost, Event, Usage
 from timeline.projections.blocks import Attempt, Session, SessionRow, Step, Turn
 from timeline.projections.usage import ReportRow
 
-__all__ = ["event_object", "report_object", "session_object", "sessions_object", "turn_object"]
+if TYPE_CHECKING:
+    from timeline.cognition.batch import BatchResult
+
+__all__ = [
+    "batch_object",
+    "error_object",
+    "event_object",
+    "report_object",
+    "session_object",
+    "sessions_object",
+    "turn_object",
+]
 
 NANO = 1_000_000_000
 
@@ -91,6 +103,25 @@ def turn_object(session_id: str, turn: Turn) -> dict[str, Any]:
     if turn.error:
         value["error"] = msgspec.to_builtins(turn.error)
     return value
+
+
+def batch_object(result: BatchResult, id_: str | int | None, line: int) -> dict[str, Any]:
+    """One prompt of a batch, as `batch` prints it on a line."""
+    nothing: dict[str, Any] = {"answer": "", **dict.fromkeys(_OF_TURN)}
+    turn = turn_object(result.session_id, result.turn) if result.turn else nothing
+    value = {"id": id_, "line": line, **{name: turn[name] for name in ("answer", *_OF_TURN)}}
+    value["session_id"] = result.session_id
+    if result.error is not None:
+        value["error"] = error_object(result.error, turn.get("error"))
+    return value
+
+
+_OF_TURN = ("provider", "model", "finish_reason", "usage", "cost", "duration_seconds", "session_id", "turn_id")
+
+
+def error_object(error: TimelineError, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Why there is no answer, with what the provider said."""
+    return {**(recorded or {}), "kind": error.kind, "message": str(error), "exit_code": error.exit_code}
 
 
 def session_object(session: Session, bodies: Mapping[str, str | bytes]) -> dict[str, Any]:

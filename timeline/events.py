@@ -21,6 +21,8 @@ __all__ = [
     "CATALOGUE",
     "UPCASTERS",
     "Attachment",
+    "BatchEnded",
+    "BatchStarted",
     "BudgetAlerted",
     "BudgetExceeded",
     "CallCacheHit",
@@ -254,8 +256,41 @@ class SessionRedacted(EventData, frozen=True):
     failed: tuple[FailedAttempt, ...] = ()
 
 
+class BatchStarted(EventData, frozen=True):
+    """A process begins to ask the prompts of a batch, or goes on with them; each is a turn of its own.
+
+    Args:
+        batch: Digest of what the batch is known by: its file's path, or the name it was given.
+        owner: Who asks. One process at a time.
+        prompts: How many there are.
+    """
+
+    type: ClassVar[str] = "batch.started"
+    batch: str
+    owner: Owner
+    prompts: int
+
+
+class BatchEnded(EventData, frozen=True):
+    """That process asks no more of them; `answered` and `failed` count since its `batch.started`.
+
+    Args:
+        answered: Prompts that have an answer now and had none.
+        failed: Prompts that failed.
+        reason: Why it stopped before all were asked; None where it did not.
+    """
+
+    type: ClassVar[str] = "batch.ended"
+    answered: int
+    failed: int
+    reason: Literal["sigint", "closed", "failed"] | None = None
+
+
 class TurnStarted(EventData, frozen=True):
-    """The user asked. `prompt` is a digest in `contents`, None where bodies aren't recorded."""
+    """The user asked. `prompt` is a digest in `contents`, None where bodies aren't recorded.
+
+    `item` is the digest of a batch's line; such a turn knows nothing of the session's other turns.
+    """
 
     type: ClassVar[str] = "turn.started"
     mode: Literal["pipeline", "direct"]
@@ -264,6 +299,7 @@ class TurnStarted(EventData, frozen=True):
     system: str | None = None
     attachments: tuple[Attachment, ...] = ()
     private: bool = False
+    item: str | None = None
 
 
 class TurnCompleted(EventData, frozen=True):

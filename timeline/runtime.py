@@ -8,7 +8,9 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from sqlalchemy import Connection
 
 import timeline
+from timeline.cognition.batch import BatchResult, BatchStatus, run_batch
 from timeline.cognition.processor import Ask, TurnEnd, answer_directly, history
+from timeline.cognition.prompt_file import Prompt
 from timeline.cognition.prompts import File
 from timeline.config import Config, load
 from timeline.errors import UsageError
@@ -29,6 +31,7 @@ from timeline.llm.manager import LLMManager, Superseded
 from timeline.llm.pricing import PriceBook, estimate_tokens
 from timeline.llm.router import Candidate
 from timeline.projections import Projections
+from timeline.projections.batches import Batches, last_conversation
 from timeline.projections.blocks import (
     Blocks,
     OpenTurn,
@@ -55,7 +58,7 @@ TITLE_CHARACTERS = 60
 
 def read_models() -> Projections:
     """All that is folded from the log, in the order in which each sees an event."""
-    return Projections([Calls(), UsageProjection(), Blocks(), Cache(), Limits()])
+    return Projections([Calls(), UsageProjection(), Blocks(), Cache(), Limits(), Batches()])
 
 
 class Timeline:
@@ -133,13 +136,14 @@ class Timeline:
         seed: int | None = None,
         stream: bool = True,
         private: bool = False,
+        item: str | None = None,
     ) -> AsyncGenerator[Delta | Event | Superseded | TurnEnd]:
         """Ask, in a new session or an existing one.
 
         Args:
             prompt: The user's words.
             model: `provider:model`; by default the configured one, else the embedded model.
-            session: Id, unique prefix, title or `last` of the session to go on with.
+            session: Id, unique prefix, title or `last` of the session to go on with; `last` is no batch's.
             system: System prompt; by default the session's.
             files: Files that are part of the question; see `timeline.cognition.prompts.attach`.
             temperature: Sampling temperature; None leaves it to the provider.
@@ -147,6 +151,7 @@ class Timeline:
             seed: For repeatable sampling, where the provider has it.
             stream: Ask for a streamed answer.
             private: Record totals, not bodies.
+            item: Which line of the batch that is `session`; then nothing of the session goes along.
 
         Yields:
             Deltas as they arrive, events as they are committed, a `Superseded` where the deltas so far no longer
@@ -170,13 +175,16 @@ class Timeline:
         if session is None:
             title = None if private else _title(prompt)
             first = SessionStarted(client_version=timeline.__version__, owner=this_process(), title=title)
+        elif item is not None:
+            session_id = session
         else:
-            session_id = await self.find(session)
+            last = await self.store.query(last_conversation) if session == "last" else None
+            session_id = last or await self.find(session)
             before = await self.session(session_id)
             bodies = await self.bodies(before)
             past = history(before, bodies)
             if system is None:
-                systems = [turn.system for turn in before.turns if turn.system]
+                systems = [turn.system for turn in before.turns if turn.system and not turn.item]
                 system = str(bodies[systems[-1]]) if systems and systems[-1] in bodies else None
         ask = Ask(
             prompt=prompt,
@@ -191,9 +199,68 @@ class Timeline:
             seed=seed,
             private=private,
             stream=stream,
+            item=item,
         )
         turn = answer_directly(self.store, self._manager, self._clock, ask)
-        async with aclosing(turn) as items:
+        async with aclosing(turn) as happens:
+            async for what in happens:
+                yield what
+
+    async def batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        name: str,
+        title: str | None = None,
+        concurrency: int = 4,
+        fresh: bool = False,
+        fail_fast: bool = False,
+    ) -> AsyncGenerator[BatchStatus | BatchResult]:
+        """Ask many prompts, some at a time, in a session of their own; those that are answered already are not asked again.
+
+        Args:
+            prompts: What to ask, for example a `timeline.cognition.prompt_file.PromptFile`. The same prompt twice is
+                asked twice.
+            name: What the batch is known by: with the same name it goes on where it was stopped.
+            title: Of a new session; by default the name.
+            concurrency: How many are asked at a time.
+            fresh: Ask all of them, in a new session.
+            fail_fast: Ask no more after the first that fails.
+
+        Yields:
+            A `BatchStatus` before anything is asked and whenever a prompt has ended, and a `BatchResult` for each, in the
+            order of the prompts.
+
+        Raises:
+            UsageError: Another process asks this batch, or nothing can be asked as it is configured.
+            StoreError: It can't be recorded.
+        """
+
+        def ask(prompt: Prompt, session_id: str, item: str) -> AsyncGenerator[Delta | Event | Superseded | TurnEnd]:
+            return self.ask(
+                prompt.prompt,
+                model=prompt.model,
+                session=session_id,
+                system=prompt.system,
+                temperature=prompt.temperature,
+                max_tokens=prompt.max_tokens,
+                seed=prompt.seed,
+                item=item,
+            )
+
+        run = run_batch(
+            self.store,
+            self._clock,
+            ask,
+            self.borrowed,
+            prompts,
+            name=name,
+            title=title or name,
+            concurrency=concurrency,
+            fresh=fresh,
+            fail_fast=fail_fast,
+        )
+        async with aclosing(run) as items:
             async for item in items:
                 yield item
 

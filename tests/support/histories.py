@@ -68,6 +68,7 @@ others = st.one_of(
     st.tuples(st.just("rename"), texts),
     st.tuples(st.just("wait"), counts),
     st.tuples(st.just("forget")),
+    st.tuples(st.just("batch"), st.booleans()),
 )
 sessions = st.tuples(st.none() | texts, st.lists(turns | turns | others, min_size=1, max_size=3))
 histories = st.tuples(st.lists(sessions, min_size=1, max_size=3), st.randoms(use_true_random=False))
@@ -124,6 +125,10 @@ def _session(tree: tuple[str | None, list[Any]], scribe: Scribe) -> Iterator[_Fa
                 yield _Fact(e.SessionRenamed(name))
             case ("wait", waited):
                 yield _Fact(e.RateLimitWaited("openai", "gpt", "requests", waited))
+            case ("batch", True):
+                yield _Fact(e.BatchStarted("batch", OWNER, 2))
+            case ("batch", False):
+                yield _Fact(e.BatchEnded(1, 1))
             case ("forget",):
                 yield _Fact(None)
             case ("turn", prompt, private, steps_, end):
@@ -135,7 +140,9 @@ def _turn(prompt: str, private: bool, steps_: list[Any], end: Any, scribe: Scrib
     if private:
         yield _Fact(e.TurnStarted("direct", OWNER, private=True), ids)
     else:
-        yield _Fact(e.TurnStarted("direct", OWNER, content_digest(prompt)), ids, prompt)
+        # Half of the prompts are a batch's.
+        item = content_digest(prompt) if len(prompt) % 2 else None
+        yield _Fact(e.TurnStarted("direct", OWNER, content_digest(prompt), item=item), ids, prompt)
     call = "none"
     for index, (kind, calls_, skipped, tools_, step_end) in enumerate(steps_):
         of_step = ids | {"step_id": scribe.clock.short_id()}

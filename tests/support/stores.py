@@ -114,7 +114,9 @@ def every_event() -> list[EventData]:
         e.SessionRenamed('Ünïcode \u2028 \U0001f600 \x00 "quoted"'),
         e.SessionForked("0193b3f0-0000-7000-8000-000000000000", 7),
         e.SessionRedacted(3, (failed,)),
-        e.TurnStarted("pipeline", OWNER, _REF, _REF, (attachment,), True),
+        e.TurnStarted("pipeline", OWNER, _REF, _REF, (attachment,), True, "line"),
+        e.BatchStarted(_REF, OWNER, 12),
+        e.BatchEnded(7, 3, "sigint"),
         e.TurnCompleted("call", 1),
         e.TurnFailed(_ERROR, 2),
         e.TurnInterrupted("sigint", 3),
@@ -183,6 +185,8 @@ READ_MODELS = (
     "cached",
     "limits",
     "waits",
+    "batches",
+    "batch_items",
     "projections",
 )
 

@@ -40,6 +40,8 @@ PUBLIC_TYPES = [
     "tool.called",
     "tool.returned",
     "tool.failed",
+    "batch.started",
+    "batch.ended",
 ]
 
 

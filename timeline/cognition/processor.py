@@ -51,6 +51,7 @@ class Ask(Struct, frozen=True):
         private: Record totals, not bodies.
         stream: Ask for a streamed answer.
         timeout, cache: See `timeline.llm.attempt.CallContext`.
+        item: Which line of a batch it is.
     """
 
     prompt: str
@@ -67,6 +68,7 @@ class Ask(Struct, frozen=True):
     stream: bool = True
     timeout: float | None = None
     cache: bool | None = None
+    item: str | None = None
 
 
 class TurnEnd(Struct, frozen=True):
@@ -167,6 +169,7 @@ def _opening(ask: Ask) -> tuple[TurnStarted, MessageRef, list[str | bytes]]:
         system=ref(ask.system),
         attachments=attachments,
         private=ask.private,
+        item=ask.item,
     )
     refs = tuple(item.ref for item in attachments if item.ref)
     return opening, MessageRef("user", ref=opening.prompt, attachments=refs), bodies
@@ -201,6 +204,8 @@ def _call(
 def history(session: Session, contents: Mapping[str, str | bytes]) -> tuple[tuple[Message, MessageRef], ...]:
     """The messages of a session so far: each turn that has an answer, whole or cut short, and whose bodies are there.
 
+    Turns of a batch are left out: none of them follows from another.
+
     Args:
         session: The fold of its events.
         contents: Bodies of its prompts and attachments by digest.
@@ -209,7 +214,7 @@ def history(session: Session, contents: Mapping[str, str | bytes]) -> tuple[tupl
     for turn in session.turns:
         answer = turn.answer
         prompt = contents.get(turn.prompt or "")
-        if answer is None or not answer.text or not isinstance(prompt, str):
+        if turn.item or answer is None or not answer.text or not isinstance(prompt, str):
             continue
         refs = tuple(item.ref for item in turn.attachments if item.ref)
         kept = [item for item in turn.attachments if item.ref in contents]

@@ -129,6 +129,7 @@ class Turn(Struct):
     duration_us: int | None = None
     error: ErrorInfo | None = None
     reason: str | None = None
+    item: str | None = None
 
     @property
     def answer(self) -> Attempt | None:
@@ -234,7 +235,7 @@ class Folding:
         self.session.turns.append(turn)
         if isinstance(data, e.TurnStarted):
             turn.prompt, turn.system, turn.attachments = data.prompt, data.system, data.attachments
-            turn.private, turn.mode = data.private, data.mode
+            turn.private, turn.mode, turn.item = data.private, data.mode, data.item
 
     def _add_to_step(self, event: Event) -> None:
         data = event.data

@@ -1,0 +1,289 @@
+"""`timeline batch`: many prompts from a file, their answers as JSON lines in the same order; doing it again goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, aclosing, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Self
+
+import msgspec
+import typer
+
+from timeline.errors import NotFound, UsageError
+
+from . import output
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.progress import Progress, TaskID
+
+    from timeline.cognition.batch import BatchStatus
+    from timeline.cognition.prompt_file import Prompt, PromptFile
+
+__all__ = ["batch"]
+
+EVERY_SECONDS = 30.0
+"""How often a line says how far it is, where no bar can be drawn."""
+BUFFER = 64 * 1024
+
+
+def batch(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Prompts, a JSON line each; `-` for standard input.")],
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="PROVIDER:MODEL", help="Which model to ask, where the line names none."),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt, where the line has none.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0, max=2, help="Sampling temperature, where the line has none.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Most tokens of an answer, where the line says nothing.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="For repeatable sampling, where the line has none.")
+    ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the answers there instead of to standard output."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", "-n", min=1, help="How many to ask at a time.")] = 4,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="What the batch is known by, instead of by its file's path."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask all prompts, also those answered before.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Ask no more after the first that fails.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
+) -> None:
+    """Ask many prompts; run it again after a stop, and what is answered isn't asked again.
+
+    Example: [bold]timeline batch prompts.jsonl -o answers.jsonl[/bold]
+    """
+    from timeline.cognition.prompt_file import Prompt
+
+    from .app import wait_for
+
+    defaults = Prompt("", model=model, system=system, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    with ExitStack() as stack:
+        prompts, known_as, title = _prompts(file, defaults, stack)
+        sink = stack.enter_context(closing(_Sink(target, source=file)))
+        options = {"name": name or known_as, "title": name or title, "concurrency": concurrency}
+        status = wait_for(_batch(prompts, sink, quiet=quiet, fresh=fresh, fail_fast=fail_fast, **options))
+        stopped = status.before + status.answered + status.failed < status.total
+        if not stopped:
+            sink.finish()
+    if not quiet or status.failed:
+        output.notice(_summary(status))
+    if stopped and target is not None:
+        output.notice(f"what is answered so far stands in {sink.path}")
+    if status.failed:
+        raise typer.Exit(1)
+
+
+async def _batch(prompts: PromptFile, sink: _Sink, *, quiet: bool, **options: object) -> BatchStatus:
+    from timeline.cognition.batch import BatchStatus
+    from timeline.config import load
+    from timeline.providers.pool import Providers
+    from timeline.runtime import Timeline
+
+    from .progress import Fetching
+    from .shapes import batch_object
+
+    status = BatchStatus("", 0, 0)
+    with Fetching(quiet=quiet) as fetching:
+        async with Providers(load(), fetching) as providers, Timeline.open(providers=providers) as timeline:
+            with _Progress(quiet=quiet or (sys.stdout.isatty() and sink.path is None)) as progress:
+                try:
+                    async with aclosing(timeline.batch(prompts, **options)) as items:  # type: ignore[arg-type]
+                        async for item in items:
+                            if isinstance(item, BatchStatus):
+                                if not status.session_id:
+                                    sink.open()
+                                status = item
+                                progress.show(item)
+                                await sink.flush()
+                            else:
+                                value = batch_object(item, prompts[item.index].id, prompts.line(item.index))
+                                await sink.write({"schema_version": output.SCHEMA_VERSION, **value})
+                        await sink.flush()
+                except asyncio.CancelledError:
+                    progress.stop()
+                    if status.session_id:
+                        answered = status.before + status.answered
+                        output.notice(
+                            f"stopped with {answered:,} of {status.total:,} answered: the same command goes on"
+                        )
+                    raise
+    return status
+
+
+# ------------------------------------------------------------------ what is asked
+
+
+def _prompts(file: str, defaults: Prompt, stack: ExitStack) -> tuple[PromptFile, str, str]:
+    """The prompts, what the batch is known by if it is given no name, and its title."""
+    from timeline.cognition.prompt_file import PromptFile
+    from timeline.store import content_digest
+
+    if file == "-":
+        # To be read twice: once to check all of it, then as each is asked.
+        copy = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  the stack closes it
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+        copy.seek(0)
+        prompts = PromptFile(copy, "standard input", defaults)
+        copy.seek(0)
+        return prompts, f"standard input {content_digest(copy.read())}", "standard input"
+    path = Path(file)
+    try:
+        opened = stack.enter_context(path.open("rb"))
+        prompts = PromptFile(opened, file, defaults)
+    except FileNotFoundError as exc:
+        msg = f"there is no file {file}: check the path"
+        raise NotFound(msg) from exc
+    except OSError as exc:
+        msg = f"{file} can't be read ({exc.strerror}): check the path"
+        raise UsageError(msg) from exc
+    return prompts, str(path.resolve()), path.name
+
+
+# ------------------------------------------------------------------ what comes out
+
+
+class _Sink:
+    """Where the answers go. A file has its name only when it is whole; until then it is called `….partial`."""
+
+    def __init__(self, target: Path | None, *, source: str) -> None:
+        if target is not None and target.is_dir():
+            msg = f"{target} is a folder: name a file to write the answers to"
+            raise UsageError(msg)
+        self._target = target
+        self.path = target and target.with_name(target.name + ".partial")
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._file: BinaryIO = sys.stdout.buffer
+        if target is not None and source != "-" and target.exists() and target.samefile(source):
+            msg = f"{target} holds the prompts: choose another file for the answers"
+            raise UsageError(msg)
+
+    def open(self) -> None:
+        """Begin; nobody else writes the answers of this batch now."""
+        if self.path is not None:
+            try:
+                self._file = self.path.open("wb")
+            except OSError as exc:
+                msg = f"{self._target} can't be written ({exc.strerror}): choose another path after -o"
+                raise UsageError(msg) from exc
+
+    def close(self) -> None:
+        """Leave it as it is."""
+        if self._file is not sys.stdout.buffer:
+            self._file.close()
+
+    async def write(self, value: dict[str, object]) -> None:
+        """One line."""
+        line = msgspec.json.encode(value) + b"\n"
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size > BUFFER:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Hand over what was written; in a thread, so that a reader who takes his time holds up no answer."""
+        if self._lines:
+            data = b"".join(self._lines)
+            self._lines, self._size = [], 0
+            await asyncio.to_thread(self._hand_over, data)
+
+    def _hand_over(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+
+    def finish(self) -> None:
+        """It is whole."""
+        if self.path is not None and self._target is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self.path.replace(self._target)
+
+
+class _Progress:
+    """A bar on a terminal, else a line now and then, on stderr."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: tuple[Progress, TaskID] | None = None
+        self._said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Nothing more comes."""
+        if self._bar is not None:
+            self._bar[0].stop()
+            self._bar = None
+        self._quiet = True
+
+    def show(self, status: BatchStatus) -> None:
+        """How far it is now."""
+        if self._quiet:
+            return
+        ended = status.before + status.answered + status.failed
+        if not output.stderr().is_terminal:
+            if time.monotonic() - self._said >= EVERY_SECONDS:
+                self._said = time.monotonic()
+                output.notice(f"{ended:,} of {status.total:,} …")
+            return
+        if self._bar is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            bar = Progress(
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=output.stderr(),
+                transient=True,
+            )
+            self._bar = bar, bar.add_task("", total=status.total)
+            bar.start()
+        bar, task = self._bar
+        bar.update(task, completed=ended, description=_aside(status))
+
+
+def _aside(status: BatchStatus) -> str:
+    parts = [f"{status.failed:,} failed"] if status.failed else []
+    parts += [output.usd(status.nano_usd)] if status.nano_usd else []
+    return " · ".join(parts)
+
+
+def _summary(status: BatchStatus) -> str:
+    answered = status.before + status.answered
+    before = f" ({status.before:,} before)" if status.before else ""
+    parts = [f"{answered:,} of {status.total:,} answered{before}"]
+    if status.failed:
+        parts.append(f"{status.failed:,} failed: the same command asks them again")
+    elif status.before == status.total:
+        parts.append("nothing was asked: --fresh asks all again")
+    if status.answered or status.failed:
+        parts.append(f"{status.input:,} in, {status.output:,} out")
+        cost = output.usd(status.nano_usd) if status.nano_usd else ""
+        parts += [cost + (" + ?" if cost else "?")] if status.unpriced else [cost] if cost else []
+    parts.append(f"session {status.session_id[:13]}")
+    return " · ".join(parts)

@@ -1,0 +1,225 @@
+"""What a batch asks, what it doesn't ask again, and how it gives everything back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+from support.answers import FOREVER, answer, refused, stream
+from support.command import Backend, Home
+from support.loopback import Reply, Request
+
+import timeline.config
+from timeline.cognition import batch
+from timeline.cognition.batch import BatchResult, BatchStatus, item_keys
+from timeline.cognition.prompt_file import Prompt
+from timeline.errors import UsageError
+from timeline.projections.batches import Place
+from timeline.runtime import Timeline
+
+
+def asked(request: Request) -> str:
+    return str(request.json()["messages"][-1]["content"])
+
+
+def echo(request: Request) -> Reply:
+    return answer("re: ", asked(request))
+
+
+@asynccontextmanager
+async def opened(home: Home) -> AsyncIterator[Timeline]:
+    async with Timeline.open(config=timeline.config.load(environ=home.env, cwd=home.work)) as made:
+        yield made
+
+
+def prompts(words: Iterable[str], **options: Any) -> list[Prompt]:
+    return [Prompt(word, **options) for word in words]
+
+
+async def run(line: Timeline, asks: list[Prompt], **options: Any) -> list[BatchResult]:
+    """All results; by the name `words` unless another is given."""
+    items = [item async for item in line.batch(asks, **{"name": "words", **options})]
+    assert isinstance(items[0], BatchStatus)
+    assert isinstance(items[-1], BatchResult | BatchStatus)
+    return [item for item in items if isinstance(item, BatchResult)]
+
+
+def texts(results: list[BatchResult]) -> list[str]:
+    return [result.turn.answer.text if result.turn and result.turn.answer else "" for result in results]
+
+
+async def test_prompts_know_nothing_of_one_another_and_stand_in_one_session(home: Home, backend: Backend) -> None:
+    backend.says(echo)
+    async with opened(home) as line:
+        results = await run(line, prompts("abc", system="Be brief"), concurrency=1, title="Words")
+
+        (session,) = await line.sessions()
+    assert ["re: a", "re: b", "re: c"] == texts(results)
+    assert [[("system", "Be brief"), ("user", word)] for word in "abc"] == [backend.messages(n) for n in range(3)]
+    assert ("Words", 3, {session.id}) == (session.title, session.turns, {result.session_id for result in results})
+
+
+async def test_the_same_prompt_with_other_options_is_asked_again(home: Home, backend: Backend) -> None:
+    backend.says(echo)
+    async with opened(home) as line:
+        await run(line, prompts("a"))
+        await run(line, prompts("a", temperature=1.0))
+        await run(line, prompts("a"))
+
+    assert 2 == len(backend.requests)
+
+
+async def test_fresh_asks_all_again_and_is_what_goes_on_from_then(home: Home, backend: Backend) -> None:
+    backend.says(echo)
+    async with opened(home) as line:
+        await run(line, prompts("ab"))
+        backend.says(lambda request: answer("new: ", asked(request)))
+
+        fresh = await run(line, prompts("ab"), fresh=True)
+
+        assert ["new: a", "new: b"] == texts(fresh) == texts(await run(line, prompts("ab")))
+        assert 2 == len(await line.sessions())
+    assert 2 == len(backend.requests)
+
+
+async def test_another_name_is_another_batch(home: Home, backend: Backend) -> None:
+    backend.says(echo)
+    async with opened(home) as line:
+        await run(line, prompts("a"))
+        await run(line, prompts("a"), name="other")
+
+        assert ["other", "words"] == [session.title for session in await line.sessions()]
+    assert 2 == len(backend.requests)
+
+
+async def test_a_batch_whose_session_was_forgotten_is_asked_again(home: Home, backend: Backend) -> None:
+    backend.says(echo)
+    async with opened(home) as line:
+        await run(line, prompts("a"))
+        await line.forget("words")
+
+        assert ["re: a"] == texts(await run(line, prompts("a")))
+    assert 2 == len(backend.requests)
+
+
+async def test_a_refused_key_is_not_tried_with_every_prompt_of_its_model(home: Home, backend: Backend) -> None:
+    home.configure(models=["m", "fine"])
+    backend.says(lambda request: echo(request) if request.json()["model"] == "fine" else refused(401, "no such key"))
+    asks = prompts([str(number) for number in range(30)]) + prompts("z", model="t:fine")
+    async with opened(home) as line:
+        results = await run(line, asks, concurrency=2)
+
+    assert 3 >= len(backend.requests)
+    assert ["authentication"] * 30 + [None] == [result.error and result.error.kind for result in results]
+    assert None is results[29].turn
+    assert "re: z" == texts(results)[-1]
+
+
+async def test_a_model_that_nobody_has_fails_its_own_prompt(home: Home, backend: Backend) -> None:
+    backend.says(echo)
+    async with opened(home) as line:
+        bad, good = await run(line, [Prompt("a", model="nobody:x"), Prompt("b")])
+
+    assert (None, "re: b") == (bad.turn, texts([good])[0])
+    assert "nobody" in str(bad.error)
+
+
+async def test_continue_means_the_last_conversation_and_a_batch_has_no_history(home: Home, backend: Backend) -> None:
+    backend.says(echo)
+    async with opened(home) as line:
+        async for _ in line.ask("hello"):
+            pass
+        await run(line, prompts("a", system="Be brief"))
+        async for _ in line.ask("and?", session="last"):
+            pass
+
+        assert [("user", "hello"), ("assistant", "re: hello"), ("user", "and?")] == backend.messages()
+        async for _ in line.ask("now you", session="words"):
+            pass
+
+    assert [("user", "now you")] == backend.messages()
+
+
+async def test_what_was_under_way_when_it_is_left_is_recorded_and_asked_again(home: Home, backend: Backend) -> None:
+    backend.says(lambda request: stream("a word", FOREVER) if asked(request) == "b" else echo(request))
+    async with opened(home) as line:
+        async with aclosing(line.batch(prompts("abc"), name="words", concurrency=1)) as items:
+            async for item in items:
+                if isinstance(item, BatchResult):
+                    await asyncio.sleep(0.1)
+                    break
+        backend.says(echo)
+
+        assert ["re: a", "re: b", "re: c"] == texts(await run(line, prompts("abc")))
+    assert ["b", "c"] == sorted(map(asked, backend.requests))
+    assert ["closed"] == [row["data"]["reason"] for row in home.events("turn.interrupted")]
+    ends = [row["data"] for row in home.events("batch.ended")]
+    assert [{"answered": 1, "failed": 0, "reason": "closed"}, {"answered": 2, "failed": 0}] == ends
+    home.end()
+
+
+async def test_a_status_comes_before_anything_is_asked(home: Home, backend: Backend) -> None:
+    backend.says(echo)
+    async with opened(home) as line:
+        async with aclosing(line.batch(prompts("ab"), name="words")) as items:
+            first = await anext(items)
+            await asyncio.sleep(0.1)
+
+        assert BatchStatus(first.session_id, 2, 0) == first
+    assert [] == backend.requests
+
+
+async def test_the_last_status_counts_tokens(home: Home, backend: Backend) -> None:
+    backend.says(echo)
+    async with opened(home) as line:
+        await run(line, prompts("a"))
+        items = [item async for item in line.batch(prompts("abc"), name="words")]
+
+    status = [item for item in items if isinstance(item, BatchStatus)][-1]
+    assert (3, 1, 2, 0, 10, 4) == (
+        status.total,
+        status.before,
+        status.answered,
+        status.failed,
+        status.input,
+        status.output,
+    )
+
+
+async def test_answers_too_many_to_hold_are_read_from_the_log_when_it_is_their_turn(
+    home: Home, backend: Backend
+) -> None:
+    long = "x" * (batch.HELD_CHARACTERS // 3)
+    backend.says(lambda request: answer("late", before=1.0) if asked(request) == "a" else answer(long, asked(request)))
+    async with opened(home) as line:
+        results = await run(line, prompts("abcdefg"), concurrency=6)
+
+    assert ["late", *(long + word for word in "bcdefg")] == texts(results)
+
+
+async def test_prompts_that_change_meanwhile_are_not_taken_for_others(home: Home, backend: Backend) -> None:
+    class Changing(list[Prompt]):
+        def __getitem__(self, index: Any) -> Any:
+            return Prompt("other")
+
+    backend.says(echo)
+    async with opened(home) as line:
+        with pytest.raises(UsageError, match="the prompts were changed"):
+            await run(line, Changing(prompts("ab")))
+    assert ["failed"] == [row["data"]["reason"] for row in home.events("batch.ended")]
+
+
+def test_items_are_known_by_all_that_is_asked_and_the_same_ones_by_their_number() -> None:
+    one, other, same = item_keys([Prompt("a"), Prompt("a", seed=1), Prompt("a")])
+
+    assert one != other
+    assert f"{one}.2" == same
+
+
+def test_places_near_to_one_another_are_read_at_once() -> None:
+    places = [Place("c", 900, 950), Place("a", 1, 9), Place("b", 5, 100), Place("d", 940, 941)]
+
+    assert [(1, 100), (900, 950)] == batch._spans(places)

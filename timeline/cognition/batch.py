@@ -1,0 +1,369 @@
+"""Many prompts, some at a time: what of them the log has answered, asking the others, and giving all back in their order.
+
+A batch is a session whose turns know nothing of one another. Which line a turn answers stands in
+its `turn.started`, so what is left to ask after a kill is a question to the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection
+
+import timeline
+from timeline.cognition.processor import TurnEnd
+from timeline.cognition.prompt_file import Prompt
+from timeline.errors import (
+    AuthenticationFailed,
+    BudgetExceeded,
+    MissingKey,
+    PermissionDenied,
+    QuotaExhausted,
+    StoreError,
+    TimelineError,
+    UsageError,
+)
+from timeline.events import BatchEnded, BatchStarted, Clock, Event, EventData, NewEvent, SessionStarted
+from timeline.llm.attempt import interrupt_reason
+from timeline.llm.manager import Superseded
+from timeline.projections.batches import Place, answered_items, find_batch
+from timeline.projections.blocks import Attempt, Turn, fold
+from timeline.providers.base import Delta
+from timeline.store import EventStore, content_digest, is_alive, this_process
+
+__all__ = ["BatchResult", "BatchStatus", "run_batch"]
+
+HELD_CHARACTERS = 16 * 1024 * 1024
+"""Answers that wait in memory for those before them; beyond it they are read from the log when it is their turn."""
+PER_FRAGMENT = 150
+"""About the bytes that a delta takes beside its text."""
+PAGE = 50
+NEAR = 200
+"""Positions between two turns up to which reading on is cheaper than a query of its own."""
+HOPELESS = (MissingKey, AuthenticationFailed, PermissionDenied, QuotaExhausted, BudgetExceeded)
+"""After these the same model would refuse every further prompt, too."""
+
+AskOne = Callable[[Prompt, str, str], AsyncGenerator[Delta | Event | Superseded | TurnEnd]]
+"""Asks a prompt in a session, as an item of it."""
+Borrowed = Callable[[Iterable[Event]], Awaitable[dict[str, list[Event]]]]
+"""The events of other calls whose answers were read again in these."""
+
+
+class BatchStatus(Struct, frozen=True):
+    """How far a batch is.
+
+    Args:
+        session_id: Where it is recorded.
+        total: Prompts of it.
+        before: Those that were answered before it was started this time.
+        answered, failed: Those since.
+        input, output: Tokens since, all kinds.
+        nano_usd: What is known to have been paid for them, nano-US-dollars.
+        unpriced: Attempts whose price nobody knows.
+    """
+
+    session_id: str
+    total: int
+    before: int
+    answered: int = 0
+    failed: int = 0
+    input: int = 0
+    output: int = 0
+    nano_usd: int = 0
+    unpriced: int = 0
+
+
+class BatchResult(Struct, frozen=True):
+    """What became of one prompt.
+
+    Args:
+        index: Which, from 0.
+        session_id: Where it is recorded.
+        turn: Its turn as it was folded; None if it failed before anything was asked.
+        error: Why there is no answer, or only a part of one.
+    """
+
+    index: int
+    session_id: str
+    turn: Turn | None
+    error: TimelineError | None = None
+
+
+class _Done(Struct):
+    """A prompt that has ended; without `turn` it stands in the log at `place`."""
+
+    place: Place | None
+    turn: Turn | None = None
+    error: TimelineError | None = None
+
+
+async def run_batch(
+    store: EventStore,
+    clock: Clock,
+    ask: AskOne,
+    borrowed: Borrowed,
+    prompts: Sequence[Prompt],
+    *,
+    name: str,
+    title: str,
+    concurrency: int,
+    fresh: bool,
+    fail_fast: bool,
+) -> AsyncGenerator[BatchStatus | BatchResult]:
+    """Ask what of a batch is not answered yet; see `timeline.runtime.Timeline.batch`."""
+    keys = list(item_keys(prompts))
+    session_id = await _begin(store, clock, name=name, title=title, prompts=len(keys), fresh=fresh)
+    run = _Run(store, ask, borrowed, prompts, keys, session_id)
+    reason: str | None = "failed"
+    try:
+        run.before = await store.query(lambda conn: answered_items(conn, session_id))
+        async with aclosing(run.items(concurrency, fail_fast=fail_fast)) as items:
+            async for item in items:
+                yield item
+        reason = "failed" if run.stopped else None
+    except (asyncio.CancelledError, GeneratorExit) as exc:
+        reason = interrupt_reason(exc)
+        raise
+    finally:
+        ended = BatchEnded(run.answered, run.failed, reason)  # type: ignore[arg-type]  # never `abandoned`
+        await store.append([_new(clock, session_id, ended)])
+
+
+def item_keys(prompts: Sequence[Prompt]) -> Iterator[str]:
+    """What the log knows each prompt by: the digest of all that is asked, and, of the same asked again, a number."""
+    seen: dict[str, int] = {}
+    for prompt in prompts:
+        digest = _digest(prompt)
+        number = seen[digest] = seen.get(digest, 0) + 1
+        yield digest if number == 1 else f"{digest}.{number}"
+
+
+def _digest(prompt: Prompt) -> str:
+    return content_digest(msgspec.json.encode(prompt))
+
+
+async def _begin(store: EventStore, clock: Clock, *, name: str, title: str, prompts: int, fresh: bool) -> str:
+    """Say in the log who asks the batch from now on, and in which session.
+
+    Raises:
+        UsageError: Another process asks it.
+    """
+    batch, begun = content_digest(name), clock.uuid7()
+
+    def decide(conn: Connection) -> list[NewEvent]:
+        known = find_batch(conn, batch)
+        if known is not None and known.owner is not None and is_alive(known.owner):
+            msg = f"process {known.owner.pid} is asking this batch: wait for its end, or give this one a --name of its own"
+            raise UsageError(msg)
+        started = BatchStarted(batch, this_process(), prompts)
+        if known is not None and not fresh:
+            return [_new(clock, known.session_id, started)]
+        session = SessionStarted(timeline.__version__, this_process(), title)
+        return [_new(clock, begun, session), _new(clock, begun, started)]
+
+    events = await store.append_when(decide)
+    return events[-1].session_id
+
+
+def _new(clock: Clock, session_id: str, data: EventData) -> NewEvent:
+    return NewEvent(session_id, data, clock.uuid7(), clock.now())
+
+
+class _Run:
+    """One run through a batch."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        ask: AskOne,
+        borrowed: Borrowed,
+        prompts: Sequence[Prompt],
+        keys: Sequence[str],
+        session_id: str,
+    ) -> None:
+        self._store = store
+        self._ask = ask
+        self._borrowed = borrowed
+        self._prompts = prompts
+        self._keys = keys
+        self._session_id = session_id
+        self.before: dict[str, Place] = {}
+        self.answered = self.failed = 0
+        self.stopped = False
+        self._input = self._output = self._nano_usd = self._unpriced = 0
+        self._done: dict[int, _Done] = {}
+        self._held = 0
+        self._next = 0
+        self._hopeless: dict[str | None, TimelineError] = {}
+        self._changed = asyncio.Event()
+
+    @property
+    def status(self) -> BatchStatus:
+        """How far it is."""
+        return BatchStatus(
+            self._session_id,
+            len(self._keys),
+            len(self.before),
+            self.answered,
+            self.failed,
+            self._input,
+            self._output,
+            self._nano_usd,
+            self._unpriced,
+        )
+
+    async def items(self, concurrency: int, *, fail_fast: bool) -> AsyncGenerator[BatchStatus | BatchResult]:
+        """Ask, and yield how far it is and what there is in order."""
+        keys = set(self._keys)
+        self.before = {key: place for key, place in self.before.items() if key in keys}
+        # Before anything is asked: who can't use the answers may still say so.
+        yield self.status
+        todo = (index for index, key in enumerate(self._keys) if key not in self.before)
+        workers = [asyncio.create_task(self._work(todo, fail_fast=fail_fast)) for _ in range(concurrency)]
+        for worker in workers:
+            worker.add_done_callback(lambda _: self._changed.set())
+        self._changed.set()
+        why = "closed"
+        try:
+            over = False
+            while not over:
+                await self._changed.wait()
+                self._changed.clear()
+                over = all(worker.done() for worker in workers)
+                for worker in workers:
+                    if worker.done():
+                        # Only what concerns all of them ends one before its time.
+                        worker.result()
+                yield self.status
+                async for result in self._in_order(skip=over):
+                    yield result
+        except asyncio.CancelledError as exc:
+            why = interrupt_reason(exc)
+            raise
+        finally:
+            for worker in workers:
+                worker.cancel(why)
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    # -------------------------------------------------------------- asking
+
+    async def _work(self, todo: Iterator[int], *, fail_fast: bool) -> None:
+        for index in todo:
+            if self.stopped:
+                return
+            done = self._done[index] = await self._answer(index)
+            if done.error is None:
+                self.answered += 1
+            else:
+                self.failed += 1
+                self.stopped = self.stopped or fail_fast
+            self._changed.set()
+
+    async def _answer(self, index: int) -> _Done:
+        prompt, key = self._prompts[index], self._keys[index]
+        if not key.startswith(_digest(prompt)):
+            msg = "the prompts were changed while they were asked: run the same command again"
+            raise UsageError(msg)
+        if (refused := self._hopeless.get(prompt.model)) is not None:
+            return _Done(None, error=refused)
+        events: list[Event] = []
+        error: TimelineError | None = None
+        try:
+            async with aclosing(self._ask(prompt, self._session_id, key)) as items:
+                async for item in items:
+                    if isinstance(item, Event):
+                        events.append(item)
+                    elif isinstance(item, TurnEnd):
+                        error = item.error
+        except StoreError:
+            raise
+        except TimelineError as exc:
+            error = exc
+        if isinstance(error, HOPELESS):
+            self._hopeless[prompt.model] = error
+        turns = fold(events, await self._borrowed(events)).turns
+        if not turns:
+            return _Done(None, error=error)
+        self._count(turns[0])
+        size = _size(turns[0])
+        self._held += size
+        place = Place(turns[0].turn_id, events[0].position, events[-1].position)
+        # The next one to be given back is never dropped: it is read at once.
+        if self._held > HELD_CHARACTERS and index > self._next:
+            self._held -= size
+            return _Done(place, None, error)
+        return _Done(place, turns[0], error)
+
+    def _count(self, turn: Turn) -> None:
+        for attempt in _attempts(turn):
+            usage, cost = attempt.usage, attempt.cost
+            if usage is not None:
+                self._input += usage.total_input
+                self._output += usage.output
+            if cost is not None:
+                self._nano_usd += cost.nano_usd or 0
+                self._unpriced += cost.state == "unpriced"
+
+    # -------------------------------------------------------------- giving back
+
+    async def _in_order(self, *, skip: bool) -> AsyncIterator[BatchResult]:
+        """What has ended, up to the first that has not; with `skip` all that has."""
+        while page := self._page(skip=skip):
+            missing = [done.place for _, done in page if done.turn is None and done.place is not None]
+            turns = await self._read(missing) if missing else {}
+            for index, done in page:
+                turn = done.turn
+                if turn is not None:
+                    self._held -= _size(turn)
+                elif done.place is not None:
+                    turn = turns.get(done.place.turn_id)
+                yield BatchResult(index, self._session_id, turn, done.error)
+
+    async def _read(self, places: Sequence[Place]) -> dict[str, Turn]:
+        """Turns folded from the log again, by their ids."""
+        wanted, calls = {place.turn_id for place in places}, set()
+        events: list[Event] = []
+        for first, last in _spans(places):
+            async for event in self._store.read(after=first - 1, until=last):
+                if event.turn_id in wanted:
+                    calls |= {event.call_id} - {None}
+                    events.append(event)
+                elif event.turn_id is None and event.call_id in calls:
+                    events.append(event)
+        return {turn.turn_id: turn for turn in fold(events, await self._borrowed(events)).turns}
+
+    def _page(self, *, skip: bool) -> list[tuple[int, _Done]]:
+        page: list[tuple[int, _Done]] = []
+        while self._next < len(self._keys) and len(page) < PAGE:
+            done = self._done.pop(self._next, None)
+            if done is None and (place := self.before.get(self._keys[self._next])) is not None:
+                done = _Done(place)
+            if done is not None:
+                page.append((self._next, done))
+            elif not skip:
+                break
+            self._next += 1
+        return page
+
+
+def _attempts(turn: Turn) -> Iterator[Attempt]:
+    return (attempt for step in turn.steps for attempt in step.attempts)
+
+
+def _size(turn: Turn) -> int:
+    return sum(len(piece.text) + PER_FRAGMENT for attempt in _attempts(turn) for piece in attempt.fragments)
+
+
+def _spans(places: Sequence[Place]) -> list[tuple[int, int]]:
+    """Ranges of positions that hold all the places, those near to one another joined."""
+    spans: list[tuple[int, int]] = []
+    for place in sorted(places, key=lambda place: place.first):
+        if spans and place.first - spans[-1][1] <= NEAR:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], place.last))
+        else:
+            spans.append((place.first, place.last))
+    return spans

@@ -1,0 +1,167 @@
+"""Batches: which session holds one, who asks its prompts now, and which of them are answered."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from msgspec import Struct
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    bindparam,
+    delete,
+    exists,
+    insert,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from timeline.events import BatchEnded, BatchStarted, Event, Owner, TurnStarted
+from timeline.projections import Projection
+from timeline.projections.blocks import sessions
+
+__all__ = [
+    "Batches",
+    "KnownBatch",
+    "Place",
+    "answered_items",
+    "batch_items",
+    "batches",
+    "find_batch",
+    "last_conversation",
+]
+
+_metadata = MetaData()
+
+batches = Table(
+    "batches",
+    _metadata,
+    Column("session_id", Text, primary_key=True, nullable=False),
+    Column("batch", Text, nullable=False),
+    Column("position", Integer, nullable=False),  # of its last `batch.started`
+    Column("owner_host", Text),  # while it is being asked
+    Column("owner_pid", Integer),
+    Column("owner_started", Float),
+)
+Index("batches_batch", batches.c.batch, batches.c.position)
+
+batch_items = Table(
+    "batch_items",
+    _metadata,
+    Column("turn_id", Text, primary_key=True, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("item", Text, nullable=False),
+    Column("state", Text, nullable=False),  # open, completed
+    Column("first_position", Integer, nullable=False),
+    Column("last_position", Integer),
+)
+# A literal, not a parameter: only then does SQLite use the partial index.
+_is_completed = batch_items.c.state == literal_column("'completed'")
+Index("batch_items_completed", batch_items.c.session_id, sqlite_where=_is_completed)
+
+_begin = sqlite_insert(batches)
+_begin = _begin.on_conflict_do_update(
+    index_elements=["session_id"],
+    set_={name: _begin.excluded[name] for name in ("batch", "position", "owner_host", "owner_pid", "owner_started")},
+)
+_end = (
+    update(batches)
+    .where(batches.c.session_id == bindparam("of_session"))
+    .values(owner_host=None, owner_pid=None, owner_started=None)
+)
+_ask = insert(batch_items).prefix_with("OR IGNORE")
+_this_turn = (batch_items.c.turn_id == bindparam("of_turn")) & (batch_items.c.state == literal_column("'open'"))
+_complete = update(batch_items).where(_this_turn).values(state="completed", last_position=bindparam("position"))
+_drop = delete(batch_items).where(_this_turn)
+
+
+class Batches(Projection):
+    """Folds batches and the turns that are items of one; what failed or was stopped is not kept, since it is asked again."""
+
+    name: ClassVar[str] = "batches"
+    version: ClassVar[int] = 1
+    tables: ClassVar[tuple[Table, ...]] = (batches, batch_items)
+
+    def apply(self, conn: Connection, event: Event) -> None:
+        """See `Projection.apply`."""
+        # By type where a forgotten body (None) still says all that is needed.
+        match event.type, event.data:
+            case _, BatchStarted() as began:
+                row = {
+                    "session_id": event.session_id,
+                    "batch": began.batch,
+                    "position": event.position,
+                    "owner_host": began.owner.host,
+                    "owner_pid": began.owner.pid,
+                    "owner_started": began.owner.started,
+                }
+                conn.execute(_begin, row)
+            case _, BatchEnded():
+                conn.execute(_end, {"of_session": event.session_id})
+            case _, TurnStarted(item=str() as item):
+                row = {
+                    "turn_id": event.turn_id,
+                    "session_id": event.session_id,
+                    "item": item,
+                    "state": "open",
+                    "first_position": event.position,
+                }
+                conn.execute(_ask, row)
+            case "turn.completed", _:
+                conn.execute(_complete, {"of_turn": event.turn_id, "position": event.position})
+            case (("turn.failed" | "turn.interrupted"), _):
+                conn.execute(_drop, {"of_turn": event.turn_id})
+
+
+class KnownBatch(Struct, frozen=True):
+    """A batch's newest session, and who asks its prompts now, if anyone said so and has not ended it."""
+
+    session_id: str
+    owner: Owner | None
+
+
+class Place(Struct, frozen=True):
+    """Where a turn stands in the log: all its events lie between these positions."""
+
+    turn_id: str
+    first: int
+    last: int
+
+
+def find_batch(conn: Connection, batch: str) -> KnownBatch | None:
+    """The newest session of a batch.
+
+    Args:
+        conn: Any connection.
+        batch: As `BatchStarted.batch`.
+    """
+    query = select(batches).where(batches.c.batch == batch).order_by(batches.c.position.desc()).limit(1)
+    row = conn.execute(query).first()
+    if row is None:
+        return None
+    owner = Owner(row.owner_host, row.owner_pid, row.owner_started) if row.owner_host is not None else None
+    return KnownBatch(row.session_id, owner)
+
+
+def answered_items(conn: Connection, session_id: str) -> dict[str, Place]:
+    """The items of a batch's session that have an answer, and where it stands."""
+    columns = batch_items.c
+    query = select(columns.item, columns.turn_id, columns.first_position, columns.last_position)
+    query = query.where(columns.session_id == session_id, _is_completed).order_by(columns.first_position)
+    return {row.item: Place(row.turn_id, row.first_position, row.last_position) for row in conn.execute(query)}
+
+
+def last_conversation(conn: Connection) -> str | None:
+    """The session used last that is no batch: what `--continue` means."""
+    held = exists().where(batches.c.session_id == sessions.c.session_id)
+    query = select(sessions.c.session_id).where(~held).order_by(sessions.c.last_position.desc()).limit(1)
+    found: str | None = conn.execute(query).scalar()
+    return found
