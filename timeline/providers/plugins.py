@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from timeline.providers.base import Capabilities, LLMProvider
     from timeline.providers.contract import Guarded, Problem
 
-__all__ = ["SETTINGS", "Listed", "Progress", "capabilities", "listing", "make", "make_provider", "validate"]
+__all__ = [
+    "SETTINGS",
+    "Importing",
+    "Listed",
+    "Progress",
+    "capabilities",
+    "listing",
+    "make",
+    "make_provider",
+    "validate",
+]
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -129,11 +139,11 @@ def _import(entry: EntryPoint, entries: list[EntryPoint]) -> Any:
         raise PluginError(msg)
     from importlib.metadata import EntryPoint as Loader
 
-    with _Importing(entry):
+    with Importing(entry):
         return Loader(entry.name, entry.value, PROVIDERS).load()
 
 
-class _Importing:
+class Importing:
     """Makes one sentence of whatever comes out of a plugin that is imported, also of its `sys.exit()`."""
 
     def __init__(self, entry: EntryPoint) -> None:
