@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from timeline.errors import NotFound, UsageError
+from timeline.errors import NotFound, TimelineError, UsageError
 
 from . import output
+from .shown import Learning, Shown, Watched
+from .signs import ascii_only
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
     from timeline.cognition.processor import TurnEnd
     from timeline.cognition.prompts import File
     from timeline.events import Event
-
-    from .markdown import StreamingMarkdown
+    from timeline.runtime import Timeline
 
 __all__ = ["ask"]
+
+CATCH_UP_SECONDS = 1.0
+"""How long an interrupted command looks at how it was recorded to end."""
 
 
 def ask(
@@ -61,6 +63,10 @@ def ask(
     ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Don't render Markdown on a terminal.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No usage line, no progress, no reasoning.")] = False,
+    show_cognition: Annotated[
+        bool, typer.Option("--show-cognition/--no-show-cognition", help="Show the steps that lead to the answer.")
+    ] = True,
+    as_ascii: Annotated[bool, typer.Option("--ascii", help="Draw with ASCII alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
     as_events: Annotated[
         bool, typer.Option("--events", help="Print the events as JSON lines while they are recorded.")
@@ -78,12 +84,15 @@ def ask(
     if go_on and session:
         msg = f"--continue means the last session and --session {session}: choose one"
         raise UsageError(msg)
+    ascii_only(as_ascii)
     prompt = _prompt(words or [])
     attached = tuple(_file(path) for path in files or [])
     if not (prompt or attached):
         msg = "there is nothing to ask: give a prompt as an argument or on standard input"
         raise UsageError(msg)
-    shown = _Json() if as_json else _Events() if as_events else _Answer(plain=plain, quiet=quiet)
+    shown = (
+        _Json() if as_json else _Events() if as_events else Watched(plain=plain, quiet=quiet, cognition=show_cognition)
+    )
     end = wait_for(
         _ask(
             shown,
@@ -100,13 +109,13 @@ def ask(
             quiet=quiet,
         )
     )
-    if end.error is not None:
-        if not as_json:
+    if end is not None and end.error is not None:
+        if not (as_json or shown.told):
             output.fail(end.error)
         raise typer.Exit(end.error.exit_code)
 
 
-async def _ask(shown: _Shown, prompt: str, *, model: str | None, quiet: bool, **options: object) -> TurnEnd:
+async def _ask(shown: Shown, prompt: str, *, model: str | None, quiet: bool, **options: object) -> TurnEnd | None:
     from timeline.config import load
     from timeline.providers.pool import Providers
 
@@ -119,22 +128,44 @@ async def _ask(shown: _Shown, prompt: str, *, model: str | None, quiet: bool, **
             await asyncio.to_thread(import_module, "timeline.runtime")
             from timeline.cognition.processor import TurnEnd
             from timeline.events import Event
+            from timeline.providers.base import Delta
             from timeline.runtime import Timeline
 
             async with Timeline.open(providers=providers) as timeline:
+                end = None
                 try:
                     async with aclosing(timeline.ask(prompt, model=model, **options)) as items:  # type: ignore[arg-type]
-                        async for item in items:
-                            if isinstance(item, TurnEnd):
-                                end = item
-                            elif isinstance(item, Event):
-                                shown.event(item)
-                            else:
-                                shown.delta(item)
+                        try:
+                            async for item in items:
+                                if isinstance(item, TurnEnd):
+                                    end = item
+                                elif isinstance(item, Event):
+                                    shown.event(item)
+                                    if shown.wanted:
+                                        shown.learn(await timeline.store.contents(shown.wanted))
+                                elif isinstance(item, Delta):
+                                    shown.delta(item)
+                                else:
+                                    shown.superseded()
+                        finally:
+                            # Before anything else that takes its time.
+                            shown.stop()
+                except asyncio.CancelledError:
+                    await _catch_up(timeline, shown)
+                    raise
                 finally:
-                    shown.stop()
-                shown.end(end)
+                    shown.end(end)
                 return end
+
+
+async def _catch_up(timeline: Timeline, shown: Shown) -> None:
+    """Show how an interrupted turn was recorded to end; not at any price."""
+    if not shown.seen:
+        return
+    with suppress(TimelineError, TimeoutError):
+        async with asyncio.timeout(CATCH_UP_SECONDS):
+            for event in await timeline.since(shown.seen[-1]):
+                shown.event(event)
 
 
 # ------------------------------------------------------------------ what is asked
@@ -172,37 +203,19 @@ def _file(path: Path) -> File:
         raise UsageError(msg) from exc
 
 
-# ------------------------------------------------------------------ what is shown
+# ------------------------------------------------------------------ what is shown to programs
 
 
-class _Shown:
-    """One way to show a turn while it happens; this one keeps what it needs for the end."""
-
-    def __init__(self) -> None:
-        self.seen: list[Event] = []
-
-    def event(self, event: Event) -> None:
-        """An event was committed."""
-        self.seen.append(event)
-
-    def delta(self, delta: object) -> None:
-        """A piece of the answer came."""
-
-    def stop(self) -> None:
-        """Nothing more comes, for whatever reason."""
-
-    def end(self, end: TurnEnd) -> None:
-        """The turn has ended."""
-
-
-class _Json(_Shown):
-    def end(self, end: TurnEnd) -> None:
+class _Json(Learning):
+    def end(self, end: TurnEnd | None) -> None:
         from timeline.projections.blocks import fold
 
         from .shapes import error_object, turn_object
 
+        if end is None:
+            return
         session = fold(self.seen)
-        value = turn_object(session.session_id, session.turns[-1])
+        value = turn_object(session.session_id, session.turns[-1], self.bodies)
         # A private turn's text is not in its events.
         value["answer"] = end.text
         if end.error is not None:
@@ -210,88 +223,8 @@ class _Json(_Shown):
         output.emit_json(value)
 
 
-class _Events(_Shown):
+class _Events(Shown):
     def event(self, event: Event) -> None:
         from .shapes import event_object
 
         output.emit_json(event_object(event), indent=0)
-
-
-class _Answer(_Shown):
-    """The answer's text on stdout; waiting, reasoning and the usage line on stderr."""
-
-    def __init__(self, *, plain: bool, quiet: bool) -> None:
-        super().__init__()
-        self._quiet = quiet
-        self._last = "\n"
-        self._reasoning = False
-        self._markdown: StreamingMarkdown | None = None
-        self._waiting: Status | None = None
-        if sys.stdout.isatty() and not plain:
-            from .markdown import StreamingMarkdown
-
-            self._markdown = StreamingMarkdown(output.stdout())
-
-    def event(self, event: Event) -> None:
-        from timeline.events import RequestSent
-
-        super().event(event)
-        if isinstance(event.data, RequestSent) and not self._quiet and output.stderr().is_terminal:
-            from rich.text import Text
-
-            self._waiting = output.stderr().status(Text(f"{event.data.provider}:{event.data.model}", style="dim"))
-            self._waiting.start()
-
-    def delta(self, delta: object) -> None:
-        from timeline.providers.base import Delta
-
-        if not isinstance(delta, Delta) or delta.kind == "tool_call":
-            return
-        self._stop_waiting()
-        if delta.kind == "reasoning":
-            if not self._quiet:
-                text = output.harmless(delta.text, output.stderr())
-                output.stderr().print(text, style="dim", end="", markup=False, soft_wrap=True)
-                self._reasoning = True
-            return
-        self._end_reasoning()
-        if self._markdown is not None:
-            self._markdown.feed(output.harmless(delta.text, output.stdout()))
-            return
-        sys.stdout.write(output.harmless(delta.text, output.stdout()) if sys.stdout.isatty() else delta.text)
-        sys.stdout.flush()
-        self._last = delta.text[-1:] or self._last
-
-    def stop(self) -> None:
-        self._stop_waiting()
-        self._end_reasoning()
-        if self._markdown is not None:
-            self._markdown.close()
-        elif self._last != "\n":
-            self._last = "\n"
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-
-    def end(self, end: TurnEnd) -> None:
-        if self._quiet or (end.error is not None and not end.text):
-            # Of a call that gave nothing, the error says it all.
-            return
-        from timeline.projections.blocks import fold
-
-        from .blocks import CUT_OFF, usage_line
-
-        session = fold(self.seen)
-        turn = session.turns[-1]
-        if turn.answer is not None and turn.answer.finish_reason == "length":
-            output.notice(CUT_OFF)
-        output.notice(usage_line(turn, session.session_id))
-
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.stop()
-            self._waiting = None
-
-    def _end_reasoning(self) -> None:
-        if self._reasoning:
-            output.stderr().print()
-            self._reasoning = False

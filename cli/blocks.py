@@ -1,4 +1,4 @@
-"""A turn as people see it: what was asked, the line that sums it up, the answer, and how it ended."""
+"""A turn as people see it: what was asked, how it was worked out, the answer, and how it ended."""
 
 from __future__ import annotations
 
@@ -6,21 +6,43 @@ import asyncio
 import sys
 from collections.abc import Mapping
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markdown import Markdown
+from rich.segment import Segment
 from rich.text import Text
 
-from timeline.projections.blocks import Attempt, Turn
+from timeline.projections.blocks import Turn
 
 from . import output
+from .signs import ASCII, UNICODE, Signs, signs, to_ascii
+from .tree import cognition_lines, cost_words, tokens_words
 
-__all__ = ["CUT_OFF", "draw_turn", "play_turn", "usage_line"]
+__all__ = ["CUT_OFF", "Answer", "draw_question", "draw_reply", "draw_turn", "play_turn", "usage_line", "work_lines"]
 
 NOT_RECORDED = "[not recorded]"
-CUT_OFF = "… cut off: the limit of tokens was reached"
+CUT_OFF = "cut off: the limit of tokens was reached"
+INTERRUPTED = {
+    "sigint": "interrupted with Ctrl-C",
+    "closed": "stopped: its output was closed",
+    "abandoned": "abandoned: its process ended without warning",
+}
 
 
-def usage_line(turn: Turn, session_id: str | None = None) -> str:
+class Answer:
+    """An answer's Markdown, made harmless; its bullets and rules in ASCII where nothing else will do."""
+
+    def __init__(self, text: str, console: Console) -> None:
+        self._markdown = Markdown(output.harmless(text, console))
+        self._ascii = signs(console) is ASCII
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """See rich's console protocol."""
+        for segment in console.render(self._markdown, options):
+            text = to_ascii(segment.text) if self._ascii and not segment.control else segment.text
+            yield Segment(text, segment.style, segment.control)
+
+
+def usage_line(turn: Turn, session_id: str | None = None, *, drawn_with: Signs = UNICODE) -> str:
     """What a turn used: model, time, tokens in and out, cost, and the session to go on with."""
     attempts = [attempt for step in turn.steps for attempt in step.attempts]
     parts = []
@@ -29,51 +51,44 @@ def usage_line(turn: Turn, session_id: str | None = None) -> str:
     duration = turn.duration_us if turn.duration_us is not None else attempts[-1].duration_us if attempts else None
     if duration is not None:
         parts.append(output.seconds(duration))
-    used = [attempt.usage for attempt in attempts if attempt.usage is not None]
-    if used:
-        about = "~" if any(attempt.usage_source == "estimated" for attempt in attempts) else ""
-        parts.append(
-            f"{about}{sum(usage.total_input for usage in used)}↑ {about}{sum(usage.output for usage in used)}↓"
-        )
-        parts.append(_cost(attempts))
+    if tokens := tokens_words(attempts, drawn_with):
+        parts += [tokens, cost_words(attempts)]
+    elif attempts and attempts[-1].source_call:
+        parts.append("cached")
     if session_id:
         # Its time alone: commands take a unique prefix, and a line has to fit into 60 columns.
         parts.append(f"session {session_id[:13]}")
-    return " · ".join(parts)
+    return drawn_with.dot.join(parts)
 
 
-def _cost(attempts: list[Attempt]) -> str:
-    costs = [attempt.cost for attempt in attempts if attempt.cost is not None]
-    if any(cost.state == "unpriced" for cost in costs):
-        return "cost ?"
-    if all(cost.state == "free" for cost in costs):
-        return "free"
-    return output.usd(sum(cost.nano_usd or 0 for cost in costs))
+# ------------------------------------------------------------------ a whole turn
 
 
-def draw_turn(console: Console, turn: Turn, bodies: Mapping[str, str | bytes]) -> None:
-    """Draw a whole turn at once."""
-    _draw_question(console, turn, bodies)
-    answer = turn.answer
-    if answer is not None and answer.text:
-        if console.is_terminal:
-            console.print(Markdown(output.harmless(answer.text, console)))
-        else:
-            sys.stdout.write(answer.text + ("" if answer.text.endswith("\n") else "\n"))
-    _draw_end(console, turn)
+def draw_turn(console: Console, turn: Turn, bodies: Mapping[str, str | bytes], *, cognition: bool = True) -> None:
+    """Draw a whole turn at once; without its `cognition` a line sums it up."""
+    draw_question(console, turn, bodies)
+    draw_reply(console, console, turn, bodies, cognition=cognition)
 
 
-async def play_turn(console: Console, turn: Turn, bodies: Mapping[str, str | bytes], speed: float) -> None:
-    """Draw a turn at the pace at which it came.
+async def play_turn(
+    console: Console, turn: Turn, bodies: Mapping[str, str | bytes], speed: float, *, cognition: bool = True
+) -> None:
+    """Draw a turn where nothing can be redrawn, its answer at the pace at which it came.
 
     Args:
         console: Where to.
         turn: What.
-        bodies: Prompts by digest.
+        bodies: Prompts, arguments and results by digest.
         speed: 1 is the original pace, 2 twice as fast.
+        cognition: Draw its steps, not just a line that sums them up.
     """
-    _draw_question(console, turn, bodies)
+    draw_question(console, turn, bodies)
     answer = turn.answer
+    if answer is not None and answer.source_call is None:
+        # What came before the answer was sent for.
+        await asyncio.sleep(max(answer.started_at - turn.started_at, 0) / 1_000_000 / speed)
+    for line in work_lines(turn, bodies, console, cognition=cognition):
+        console.print(line, soft_wrap=True)
     if answer is not None:
         last = ""
         for fragment in answer.fragments:
@@ -87,30 +102,69 @@ async def play_turn(console: Console, turn: Turn, bodies: Mapping[str, str | byt
     _draw_end(console, turn)
 
 
-def _draw_question(console: Console, turn: Turn, bodies: Mapping[str, str | bytes]) -> None:
+# ------------------------------------------------------------------ its parts
+
+
+def draw_question(console: Console, turn: Turn, bodies: Mapping[str, str | bytes]) -> None:
+    """What was asked, and the files that came with it."""
     prompt = output.harmless(str(bodies.get(turn.prompt or "", NOT_RECORDED)), console)
-    console.print(Text.assemble(("❯ ", "bold cyan"), (prompt, "bold")), soft_wrap=True)
-    lines = [f"  + {item.name or NOT_RECORDED} ({item.size} bytes)" for item in turn.attachments]
-    for line in (*lines, f"  {usage_line(turn)}"):
+    console.print(Text.assemble((f"{signs(console).asked} ", "bold cyan"), (prompt, "bold")), soft_wrap=True)
+    for item in turn.attachments:
+        line = f"  + {item.name or NOT_RECORDED} ({item.size} bytes)"
         console.print(Text(output.harmless(line, console), style="dim"), soft_wrap=True)
 
 
-def _draw_end(console: Console, turn: Turn) -> None:
-    answer = turn.answer
+def draw_reply(
+    beside: Console,
+    out: Console,
+    turn: Turn,
+    bodies: Mapping[str, str | bytes],
+    *,
+    cognition: bool = True,
+    text: str | None = None,
+) -> None:
+    """Draw all that followed the question.
+
+    Args:
+        beside: Where the steps go, and how it ended.
+        out: Where the answer goes; the same screen, or the same console.
+        turn: What.
+        bodies: Arguments and results of tools by digest.
+        cognition: Draw its steps, not just a line that sums them up.
+        text: The answer where it isn't recorded.
+    """
+    for line in work_lines(turn, bodies, beside, cognition=cognition):
+        beside.print(line, soft_wrap=True)
+    answer = text if text is not None else turn.answer.text if turn.answer is not None else ""
+    if answer and out.is_terminal:
+        out.print(Answer(answer, out))
+    elif answer:
+        sys.stdout.write(answer + ("" if answer.endswith("\n") else "\n"))
+    _draw_end(beside, turn, told=text is not None)
+
+
+def work_lines(
+    turn: Turn, bodies: Mapping[str, str | bytes], console: Console, *, cognition: bool = True, now: int | None = None
+) -> list[Text]:
+    """How a turn was worked out, as lines for a console: its tree, or one that sums it up."""
+    drawn_with = signs(console)
+    if cognition and turn.has_cognition:
+        return cognition_lines(turn, bodies, width=console.width, signs=drawn_with, now=now)
+    return [Text(output.harmless(f"  {usage_line(turn, drawn_with=drawn_with)}", console), style="dim")]
+
+
+def _draw_end(console: Console, turn: Turn, *, told: bool = False) -> None:
+    answer, drawn_with = turn.answer, signs(console)
     said = answer is not None and (answer.fragments or not (answer.usage and answer.usage.output))
-    if turn.private or (turn.state == "completed" and not said):
+    if not told and (turn.private or (turn.state == "completed" and not said)):
         console.print(Text(NOT_RECORDED, style="dim"))
     if turn.error is not None:
         message = output.harmless(turn.error.message, console)
-        console.print(Text.assemble(("✗ ", "bold red"), message), soft_wrap=True)
+        console.print(Text.assemble((f"{drawn_with.failed} ", "bold red"), message), soft_wrap=True)
     elif turn.state == "interrupted":
-        words = {
-            "sigint": "interrupted with Ctrl-C",
-            "closed": "stopped: its output was closed",
-            "abandoned": "abandoned: its process ended without warning",
-        }
-        console.print(Text(f"✗ {words.get(turn.reason or '', 'interrupted')}", style="yellow"), soft_wrap=True)
+        words = INTERRUPTED.get(turn.reason or "", "interrupted")
+        console.print(Text(f"{drawn_with.failed} {words}", style="yellow"), soft_wrap=True)
     elif turn.state == "open":
-        console.print(Text("… still running", style="yellow"))
+        console.print(Text(f"{drawn_with.more} still running", style="yellow"))
     elif answer is not None and answer.finish_reason == "length":
-        console.print(Text(CUT_OFF, style="yellow"), soft_wrap=True)
+        console.print(Text(f"{drawn_with.more} {CUT_OFF}", style="yellow"), soft_wrap=True)

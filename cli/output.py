@@ -30,6 +30,7 @@ __all__ = [
     "stdout",
     "table_csv",
     "usd",
+    "visible",
     "when",
 ]
 
@@ -67,7 +68,12 @@ def harmless(text: str, console: Console) -> str:
     An answer could else set the window's title, clear the screen or fill the clipboard
     (https://invisible-island.net/xterm/ctlseqs/ctlseqs.html). What isn't a terminal gets the text as it is.
     """
-    return text.translate(_SIGNS) if console.is_terminal else text
+    return visible(text) if console.is_terminal else text
+
+
+def visible(text: str) -> str:
+    """Text with signs for its control characters; for what is a drawing wherever it goes."""
+    return text.translate(_SIGNS)
 
 
 _SIGNS: dict[int, int | None] = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}

@@ -1,14 +1,20 @@
-"""`timeline replay`: a session again, from its events alone."""
+"""`timeline replay`: a session again, from its events alone, or while another process goes on with it."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from timeline.errors import UsageError
+from timeline.errors import NotFound, UsageError
 
 from . import output
+from .signs import ascii_only
+
+if TYPE_CHECKING:
+    from timeline.projections.blocks import Session, Turn
 
 __all__ = ["replay"]
 
@@ -20,6 +26,19 @@ def replay(
         float | None,
         typer.Option("--speed", metavar="FACTOR", help="At the pace it came: 1 is the original, 2 twice as fast."),
     ] = None,
+    turn: Annotated[
+        int | None, typer.Option("--turn", min=1, metavar="N", help="Only this turn; 1 is the first.")
+    ] = None,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", "-f", help="Show the turn that another process is running, or begins next, until its end."
+        ),
+    ] = False,
+    show_cognition: Annotated[
+        bool, typer.Option("--show-cognition/--no-show-cognition", help="Draw the steps that led to each answer.")
+    ] = True,
+    as_ascii: Annotated[bool, typer.Option("--ascii", help="Draw with ASCII alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the session as one JSON object.")] = False,
     as_events: Annotated[bool, typer.Option("--events", help="Print its events as JSON lines.")] = False,
 ) -> None:
@@ -32,34 +51,95 @@ def replay(
     if speed is not None and not 0 < speed < float("inf"):
         msg = "--speed takes a factor above 0: 1 is the original pace"
         raise UsageError(msg)
-    wait_for(_replay(session, speed, as_json=as_json, as_events=as_events))
+    for other, given in (("--speed", speed is not None), ("--turn", turn is not None), ("--json", as_json)):
+        if follow and given:
+            msg = f"--follow shows what happens now, and {other} what has happened: choose one"
+            raise UsageError(msg)
+    ascii_only(as_ascii)
+    if as_events:
+        wait_for(_events(session, turn, follow=follow))
+    elif follow:
+        wait_for(_follow(session, cognition=show_cognition))
+    else:
+        wait_for(_replay(session, speed, turn, cognition=show_cognition, as_json=as_json))
 
 
-async def _replay(name: str, speed: float | None, *, as_json: bool, as_events: bool) -> None:
+async def _replay(name: str, speed: float | None, number: int | None, *, cognition: bool, as_json: bool) -> None:
+    from timeline.projections.blocks import fold
+
     from .opening import looking
 
     async with looking() as timeline:
-        if as_events:
-            from .shapes import event_object
-
-            session_id = await timeline.find(name)
-            async for event in timeline.store.read(session_id=session_id):
-                output.emit_json(event_object(event), indent=0)
-            return
-        session = await timeline.session(name)
+        session_id = await timeline.find(name)
+        events = [event async for event in timeline.store.read(session_id=session_id)]
+        borrowed = await timeline.borrowed(events)
+        session = fold(events, borrowed)
         bodies = await timeline.bodies(session)
+    chosen = _chosen(session, number)
     if as_json:
         from .shapes import session_object
 
+        session.turns = chosen
         output.emit_json(session_object(session, bodies))
         return
     from .blocks import draw_turn, play_turn
 
     console = output.stdout()
-    for index, turn in enumerate(session.turns):
+    for index, turn in enumerate(chosen):
         if index:
             console.print()
         if speed is None:
-            draw_turn(console, turn, bodies)
+            draw_turn(console, turn, bodies, cognition=cognition)
+        elif sys.stdout.isatty() and not console.is_dumb_terminal:
+            from .playing import play
+
+            await play(console, turn, events, borrowed, bodies, speed, cognition=cognition)
         else:
-            await play_turn(console, turn, bodies, speed)
+            await play_turn(console, turn, bodies, speed, cognition=cognition)
+
+
+def _chosen(session: Session, number: int | None) -> list[Turn]:
+    """All turns, or the one of that number."""
+    if number is None:
+        return session.turns
+    if number > len(session.turns):
+        count = len(session.turns)
+        msg = f"the session has {count} turn{'' if count == 1 else 's'}, and no number {number}: choose a lower one"
+        raise NotFound(msg)
+    return [session.turns[number - 1]]
+
+
+async def _events(name: str, number: int | None, *, follow: bool) -> None:
+    from timeline.projections.blocks import fold
+
+    from .opening import looking
+    from .playing import events_of, until_a_turn_ends
+    from .shapes import event_object
+
+    async with looking() as timeline:
+        session_id = await timeline.find(name)
+        events = [event async for event in timeline.store.read(session_id=session_id)]
+        chosen = events if number is None else events_of(events, _chosen(fold(events), number)[0].turn_id)
+        for event in chosen:
+            output.emit_json(event_object(event), indent=0)
+        if follow:
+            async with aclosing(until_a_turn_ends(timeline, events)) as later:
+                async for event in later:
+                    output.emit_json(event_object(event), indent=0)
+
+
+async def _follow(name: str, *, cognition: bool) -> None:
+    from .opening import looking
+    from .playing import Following, until_a_turn_ends
+
+    async with looking() as timeline:
+        session_id = await timeline.find(name)
+        events = [event async for event in timeline.store.read(session_id=session_id)]
+        following = Following(timeline, output.stdout(), cognition=cognition)
+        try:
+            await following.begin(events)
+            async with aclosing(until_a_turn_ends(timeline, events)) as later:
+                async for event in later:
+                    await following.add(event)
+        finally:
+            following.end()

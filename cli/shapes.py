@@ -9,7 +9,7 @@ import msgspec
 
 from timeline.errors import TimelineError
 from timeline.events import Cost, Event, Usage
-from timeline.projections.blocks import Attempt, Session, SessionRow, Step, Turn
+from timeline.projections.blocks import Attempt, Session, SessionRow, Step, ToolUse, Turn
 from timeline.projections.usage import ReportRow
 
 if TYPE_CHECKING:
@@ -66,24 +66,57 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "model": attempt.model,
         "outcome": attempt.state,
         "error": msgspec.to_builtins(attempt.error) if attempt.error else None,
+        "cached": attempt.source_call is not None,
     }
 
 
-def _step(step: Step) -> dict[str, Any]:
+def _body(bodies: Mapping[str, str | bytes], ref: str | None) -> str | None:
+    body = bodies.get(ref or "")
+    return body.decode(errors="replace") if isinstance(body, bytes) else body
+
+
+def _arguments(body: str | None) -> Any:
+    """Arguments as JSON; as text where a model gave something else; null where they aren't recorded."""
+    if body is None:
+        return None
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return body
+
+
+def _tool(use: ToolUse, bodies: Mapping[str, str | bytes]) -> dict[str, Any]:
+    return {
+        "name": use.name,
+        "arguments": _arguments(_body(bodies, use.arguments_ref)),
+        "result": _body(bodies, use.result_ref),
+        "state": use.state,
+        "error": msgspec.to_builtins(use.error) if use.error else None,
+        "duration_seconds": _seconds(use.duration_us),
+    }
+
+
+def _step(step: Step, bodies: Mapping[str, str | bytes]) -> dict[str, Any]:
     last = step.attempts[-1] if step.attempts else None
     return {
         "kind": step.kind,
         "state": step.state,
         "provider": last.provider if last else None,
         "model": last.model if last else None,
-        "tools": [],
+        "tools": [_tool(use, bodies) for use in step.tools],
         "usage": _usage(step.attempts),
         "cost": _cost(step.attempts),
+        "decision": step.decision,
+        "reason": step.reason,
+        "degraded": step.degraded,
+        "duration_seconds": _seconds(step.duration_us),
+        "error": msgspec.to_builtins(step.error) if step.error else None,
+        "cached": any(attempt.source_call is not None for attempt in step.attempts),
     }
 
 
-def turn_object(session_id: str, turn: Turn) -> dict[str, Any]:
-    """One turn, as `ask --json` prints it."""
+def turn_object(session_id: str, turn: Turn, bodies: Mapping[str, str | bytes]) -> dict[str, Any]:
+    """One turn, as `ask --json` prints it; `bodies` are the arguments and results of its tools by digest."""
     attempts = [attempt for step in turn.steps for attempt in step.attempts]
     answer = turn.answer
     value = {
@@ -97,7 +130,7 @@ def turn_object(session_id: str, turn: Turn) -> dict[str, Any]:
         "cost": _cost(attempts),
         "time_to_first_token_seconds": _seconds(answer.time_to_first_token_us) if answer else None,
         "duration_seconds": _seconds(turn.duration_us),
-        "steps": [_step(step) for step in turn.steps],
+        "steps": [_step(step, bodies) for step in turn.steps],
         "attempts": [_attempt(attempt) for attempt in attempts],
     }
     if turn.error:
@@ -132,7 +165,7 @@ def session_object(session: Session, bodies: Mapping[str, str | bytes]) -> dict[
         "started_at": _seconds(session.started_at),
         "turns": [
             {
-                **turn_object(session.session_id, turn),
+                **turn_object(session.session_id, turn, bodies),
                 "state": turn.state,
                 "prompt": bodies.get(turn.prompt or ""),
                 "system": bodies.get(turn.system or ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
@@ -54,6 +55,10 @@ from timeline.store import EventStore, is_alive, this_process
 __all__ = ["Timeline", "read_models"]
 
 TITLE_CHARACTERS = 60
+FOLLOW_SECONDS = 0.1
+"""How often a followed session is looked at."""
+REAP_SECONDS = 2.0
+"""After so long without an event, whether those who were to write some are still alive."""
 
 
 def read_models() -> Projections:
@@ -313,6 +318,39 @@ class Timeline:
         tools = [tool for turn in session.turns for step in turn.steps for tool in step.tools]
         digests += [ref for tool in tools for ref in (tool.arguments_ref, tool.result_ref)]
         return await self.store.contents(digest for digest in digests if digest)
+
+    async def since(self, event: Event) -> list[Event]:
+        """What was recorded of a session after one of its events, all that this process had in line included.
+
+        Args:
+            event: The last one that is known.
+        """
+        # The writer takes one after the other: what was in line before this is written then.
+        await self.store.append_when(lambda _conn: [])
+        return [later async for later in self.store.read(session_id=event.session_id, after=event.position)]
+
+    async def follow(self, session: str, *, after: int) -> AsyncGenerator[Event]:
+        """A session's events as they are recorded, by whichever process; without an end.
+
+        What a process that dies meanwhile leaves open is ended, where the store can be written.
+
+        Args:
+            session: Its id.
+            after: Only those of a higher position.
+        """
+        quiet = 0.0
+        while True:
+            head = await self.store.head()
+            if head > after:
+                async for event in self.store.read(session_id=session, after=after, until=head):
+                    yield event
+                after, quiet = head, 0.0
+            elif quiet >= REAP_SECONDS and not self.store.read_only:
+                await self._reap()
+                quiet = 0.0
+            else:
+                await asyncio.sleep(FOLLOW_SECONDS)
+                quiet += FOLLOW_SECONDS
 
     async def sessions(self, limit: int | None = None) -> list[SessionRow]:
         """Sessions, the one used last first."""

@@ -86,7 +86,7 @@ class EventStore:
         self._models = models
         self._reader = reader
         self._synchronous = synchronous
-        self._read_only = False
+        self.read_only = False
         self._writer: Writer | None = None
 
     # -------------------------------------------------------------- opening and closing
@@ -123,7 +123,7 @@ class EventStore:
         try:
             current = await store.query(models.is_current)
             if read_only:
-                store._read_only = True
+                store.read_only = True
                 if not current:
                     msg = f"the read models of {path} are of another version: run timeline once where it can be written"
                     raise StoreReadOnly(msg)
@@ -223,6 +223,11 @@ class EventStore:
                 return
             after = events[-1].position
 
+    async def head(self) -> int:
+        """The position of the last event in the log; 0 of an empty one."""
+        last = select(func.max(schema.events.c.position))
+        return await self.query(lambda conn: conn.execute(last).scalar() or 0)
+
     async def contents(self, digests: Iterable[str]) -> dict[str, str | bytes]:
         """Bodies by digest; what was forgotten or never recorded is left out."""
         table = schema.contents
@@ -295,7 +300,7 @@ class EventStore:
 
     async def backup(self, target: Path) -> None:
         """Copy the store to a new file while others write."""
-        await asyncio.to_thread(integrity.copy, self.path, target, read_only=self._read_only)
+        await asyncio.to_thread(integrity.copy, self.path, target, read_only=self.read_only)
 
     async def stats(self) -> Stats:
         """Sizes and versions."""

@@ -1,0 +1,278 @@
+"""How `ask` shows a turn while it happens: in one call as a stream of text, with cognition as a tree beside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from . import output
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from timeline.cognition.processor import TurnEnd
+    from timeline.events import Event
+    from timeline.providers.base import Delta
+
+    from .markdown import StreamingMarkdown
+
+__all__ = ["AnswerText", "Direct", "Learning", "Shown", "Watched", "session_hint"]
+
+
+class Shown:
+    """One way to show a turn; this one keeps what it needs for the end."""
+
+    told = False
+    """Whether the error that ended the turn was shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Event] = []
+
+    @property
+    def wanted(self) -> set[str]:
+        """Digests of the bodies that it would show if it were told them."""
+        return set()
+
+    def learn(self, bodies: Mapping[str, str | bytes]) -> None:
+        """Bodies that were wanted."""
+
+    def event(self, event: Event) -> None:
+        """An event was committed."""
+        self.seen.append(event)
+
+    def delta(self, delta: Delta) -> None:
+        """A piece of what a model says came."""
+
+    def superseded(self) -> None:
+        """What came of the answer so far no longer counts."""
+
+    def stop(self) -> None:
+        """Nothing more comes, for whatever reason: give the terminal back."""
+
+    def end(self, end: TurnEnd | None) -> None:
+        """The turn has ended; None if it was broken off."""
+
+
+class Learning(Shown):
+    """Wants to know the arguments and results of tools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bodies: dict[str, str | bytes] = {}
+        self._wanted: set[str] = set()
+
+    def event(self, event: Event) -> None:
+        """See `Shown.event`."""
+        super().event(event)
+        if event.type.startswith("tool."):
+            refs = (getattr(event.data, name, None) for name in ("arguments", "result"))
+            self._wanted.update(ref for ref in refs if ref is not None and ref not in self.bodies)
+
+    @property
+    def wanted(self) -> set[str]:
+        """See `Shown.wanted`."""
+        return self._wanted
+
+    def learn(self, bodies: Mapping[str, str | bytes]) -> None:
+        """See `Shown.learn`; what isn't among them is nowhere."""
+        self.bodies.update(bodies)
+        self._wanted = set()
+
+
+class Watched(Shown):
+    """A turn for people: as its first event says that it is worked out.
+
+    Args:
+        plain: Don't render Markdown.
+        quiet: The answer, and nothing beside it.
+        cognition: Show the steps of a turn that has some.
+    """
+
+    def __init__(self, *, plain: bool, quiet: bool, cognition: bool = True) -> None:
+        super().__init__()
+        self._options = {"plain": plain, "quiet": quiet}
+        self._cognition = cognition and not quiet
+        self._view: Shown = Direct(**self._options)
+        self._kind = "answer"
+
+    @property
+    def told(self) -> bool:  # type: ignore[override]
+        """See `Shown.told`."""
+        return self._view.told
+
+    @property
+    def wanted(self) -> set[str]:
+        """See `Shown.wanted`."""
+        return self._view.wanted
+
+    def learn(self, bodies: Mapping[str, str | bytes]) -> None:
+        """See `Shown.learn`."""
+        self._view.learn(bodies)
+
+    def event(self, event: Event) -> None:
+        """Choose how to show the turn when it begins; know which step speaks."""
+        from timeline.events import StepStarted, TurnStarted
+
+        super().event(event)
+        match event.data:
+            case TurnStarted(mode="pipeline") if self._cognition:
+                self._view = self._with_cognition()
+                for early in self.seen[:-1]:
+                    self._view.event(early)
+            case StepStarted(kind):
+                self._kind = kind
+        self._view.event(event)
+
+    def _with_cognition(self) -> Shown:
+        from .live import Alongside, Together
+
+        plain = self._options["plain"]
+        redrawn = sys.stderr.isatty() and output.stderr().is_interactive and not output.stderr().is_dumb_terminal
+        if redrawn and not plain and sys.stdout.isatty() and _same_screen():
+            return Together(output.stderr(), output.stdout())
+        return Alongside(plain=plain, redrawn=redrawn)
+
+    def delta(self, delta: Delta) -> None:
+        """Show what the answering step says, not what others say among themselves."""
+        if self._kind in ("format", "answer"):
+            self._view.delta(delta)
+
+    def superseded(self) -> None:
+        """See `Shown.superseded`."""
+        if self._kind in ("format", "answer"):
+            self._view.superseded()
+
+    def stop(self) -> None:
+        """See `Shown.stop`."""
+        self._view.stop()
+
+    def end(self, end: TurnEnd | None) -> None:
+        """See `Shown.end`."""
+        self._view.end(end)
+
+
+class Direct(Shown):
+    """The answer's text on stdout; waiting, reasoning and the usage line on stderr."""
+
+    def __init__(self, *, plain: bool, quiet: bool) -> None:
+        super().__init__()
+        self._quiet = quiet
+        self._text = AnswerText(plain=plain, quiet=quiet)
+        self._waiting: Status | None = None
+
+    def event(self, event: Event) -> None:
+        """Show who is asked until the answer begins."""
+        from timeline.events import RequestSent
+
+        super().event(event)
+        if isinstance(event.data, RequestSent) and not self._quiet and output.stderr().is_terminal:
+            from rich.text import Text
+
+            self._stop_waiting()
+            name = output.harmless(f"{event.data.provider}:{event.data.model}", output.stderr())
+            self._waiting = output.stderr().status(Text(name, style="dim"))
+            self._waiting.start()
+
+    def delta(self, delta: Delta) -> None:
+        """See `Shown.delta`."""
+        if delta.kind != "tool_call":
+            self._stop_waiting()
+            self._text.feed(delta)
+
+    def superseded(self) -> None:
+        """See `Shown.superseded`."""
+        self._text.again()
+
+    def stop(self) -> None:
+        """See `Shown.stop`."""
+        self._stop_waiting()
+        self._text.close()
+
+    def end(self, end: TurnEnd | None) -> None:
+        """Say what it used; of a call that gave nothing, the error says it all."""
+        if end is None or self._quiet or (end.error is not None and not end.text):
+            return
+        from timeline.projections.blocks import fold
+
+        from .blocks import CUT_OFF, usage_line
+        from .signs import signs
+
+        session = fold(self.seen)
+        turn, drawn_with = session.turns[-1], signs(output.stderr())
+        if turn.answer is not None and turn.answer.finish_reason == "length":
+            output.notice(f"{drawn_with.more} {CUT_OFF}")
+        output.notice(usage_line(turn, session.session_id, drawn_with=drawn_with))
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.stop()
+            self._waiting = None
+
+
+class AnswerText:
+    """An answer on stdout as it comes, Markdown on a terminal; reasoning on stderr."""
+
+    def __init__(self, *, plain: bool, quiet: bool) -> None:
+        self._quiet = quiet
+        self._last = "\n"
+        self._reasoning = False
+        self.begun = False
+        self._markdown: StreamingMarkdown | None = None
+        if sys.stdout.isatty() and not plain:
+            from .markdown import StreamingMarkdown
+
+            self._markdown = StreamingMarkdown(output.stdout())
+
+    def feed(self, delta: Delta) -> None:
+        """Show more."""
+        self.begun = True
+        if delta.kind == "reasoning":
+            if not self._quiet:
+                text = output.harmless(delta.text, output.stderr())
+                output.stderr().print(text, style="dim", end="", markup=False, soft_wrap=True)
+                self._reasoning = True
+            return
+        self._end_reasoning()
+        if self._markdown is not None:
+            self._markdown.feed(output.harmless(delta.text, output.stdout()))
+            return
+        sys.stdout.write(output.harmless(delta.text, output.stdout()) if sys.stdout.isatty() else delta.text)
+        sys.stdout.flush()
+        self._last = delta.text[-1:] or self._last
+
+    def again(self) -> None:
+        """What was shown can't be taken back; say that it begins anew."""
+        self.close()
+        output.notice("that answer broke off: it begins anew")
+
+    def pause(self) -> None:
+        """End the line that is open on a screen, so that stderr has one of its own."""
+        if sys.stdout.isatty():
+            self.close()
+
+    def close(self) -> None:
+        """End what is open."""
+        self._end_reasoning()
+        if self._markdown is not None:
+            self._markdown.close()
+        elif self._last != "\n":
+            self._last = "\n"
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+    def _end_reasoning(self) -> None:
+        if self._reasoning:
+            output.stderr().print()
+            self._reasoning = False
+
+
+def session_hint(session_id: str) -> str:
+    """How to go on with it: its time alone, commands take a unique prefix."""
+    return f"session {session_id[:13]}"
+
+
+def _same_screen() -> bool:
+    """Whether stdout and stderr are one terminal."""
+    return os.fstat(sys.stdout.fileno()).st_rdev == os.fstat(sys.stderr.fileno()).st_rdev
