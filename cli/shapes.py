@@ -64,9 +64,8 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
     return {
         "provider": attempt.provider,
         "model": attempt.model,
-        "outcome": attempt.state,
+        "outcome": "cached" if attempt.source_call is not None else attempt.state,
         "error": msgspec.to_builtins(attempt.error) if attempt.error else None,
-        "cached": attempt.source_call is not None,
     }
 
 

@@ -173,7 +173,8 @@ def _fields(step: Step, pen: _Pen, room: int = LINE_CELLS) -> list[Text]:
         if (cost := cost_words(step.attempts)) != "free":
             numbers.append(Text(cost))
     if asked is None:
-        return [mark, *numbers] if mark else numbers
+        # Tools have marks of their own.
+        return [mark, *numbers] if mark and (numbers or not step.tools) else numbers
     if asked.source_call is not None:
         saved = f" (saved {output.usd(asked.saved_nano_usd)})" if asked.saved_nano_usd else ""
         numbers.append(Text(f"cached{saved}", style="green"))

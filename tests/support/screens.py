@@ -27,7 +27,12 @@ class Screen(io.StringIO):
         self._stream = pyte.Stream(self.emulator)
         self.frames: list[str] = []
         self.console = Console(
-            file=self, force_terminal=True, color_system=color, width=columns, height=rows, highlight=False  # type: ignore[arg-type]
+            file=self,
+            force_terminal=True,
+            color_system=color,
+            width=columns,
+            height=rows,
+            highlight=False,  # type: ignore[arg-type]
         )
 
     def isatty(self) -> bool:
