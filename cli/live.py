@@ -23,7 +23,7 @@ from .blocks import Answer, draw_reply, usage_line, work_lines
 from .markdown import split_blocks
 from .shown import AnswerText, Learning, session_hint
 from .signs import signs
-from .tree import step_line
+from .tree import step_line, worth_telling
 
 __all__ = ["Alongside", "Together"]
 
@@ -131,6 +131,7 @@ class Together(_View):
     def superseded(self) -> None:
         """See `Shown.superseded`."""
         self._pieces.clear()
+        self._thoughts = ""
         self._region.touch()
 
     def stop(self) -> None:
@@ -212,6 +213,9 @@ class Alongside(_View):
         if self._redrawn:
             if not self._text.begun:
                 self._region.touch()
+        elif note := worth_telling(event, signs(output.stderr())):
+            self._text.pause()
+            output.notice(note)
         elif isinstance(event.data, StepCompleted | StepFailed | StepSkipped) and not self.wanted:
             self._tell()
 

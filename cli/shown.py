@@ -163,11 +163,19 @@ class Direct(Shown):
         self._waiting: Status | None = None
 
     def event(self, event: Event) -> None:
-        """Show who is asked until the answer begins."""
-        from timeline.events import RequestSent
+        """Show who is asked until the answer begins, and what keeps it waiting."""
+        from timeline.events import ChunkReceived, RequestSent
 
         super().event(event)
-        if isinstance(event.data, RequestSent) and not self._quiet and output.stderr().is_terminal:
+        if self._quiet or isinstance(event.data, ChunkReceived):
+            return
+        from .signs import signs
+        from .tree import worth_telling
+
+        if note := worth_telling(event, signs(output.stderr())):
+            self._text.pause()
+            output.notice(note)
+        if isinstance(event.data, RequestSent) and output.stderr().is_terminal:
             from rich.text import Text
 
             self._stop_waiting()

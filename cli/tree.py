@@ -13,12 +13,13 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from timeline import events as e
+from timeline.events import Event
 from timeline.projections.blocks import Attempt, Note, Step, ToolUse, Turn
 
 from . import output
 from .signs import Signs
 
-__all__ = ["cognition_lines", "cost_words", "step_line", "tokens_words"]
+__all__ = ["cognition_lines", "cost_words", "step_line", "tokens_words", "worth_telling"]
 
 Bodies = Mapping[str, str | bytes]
 
@@ -29,6 +30,8 @@ LINE_CELLS = 160
 READ_CHARACTERS = 2000
 NARROWEST = 20
 SHORTEST_MODEL = 10
+TOLD_FROM_US = 1_000_000
+"""A shorter wait needs no words while it lasts."""
 NOT_RECORDED = "[not recorded]"
 SHOWN_FROM_US = 100_000
 """A step that asked nobody says how long it took from here on."""
@@ -83,10 +86,20 @@ def cognition_lines(turn: Turn, bodies: Bodies, *, width: int, signs: Signs, now
 
 
 def step_line(step: Step, bodies: Bodies, signs: Signs) -> str:
-    """A step on one line, for where no tree can be drawn."""
+    """A step on one line, for where no tree can be drawn; what it waited for was told before."""
     pen = _Pen(bodies, LINE_CELLS, signs, None, running=False)
-    words = [*_fields(step, pen), *_said(step, pen, LINE_CELLS), *_notes(step, pen)]
+    words = [*_fields(step, pen), *_said(step, pen, LINE_CELLS)]
     return pen.cut(Text(f"{step.kind}: ").append_text(Text("  ").join(words))).plain
+
+
+def worth_telling(event: Event, signs: Signs) -> str | None:
+    """What keeps a call waiting, sends it elsewhere or comes near a budget, in a sentence; None of all else."""
+    match event.data:
+        case (e.RateLimitWaited(waited_us=microseconds) | e.CallRetryScheduled(delay_us=microseconds)) as note:
+            return _note(note, signs) if microseconds >= TOLD_FROM_US else None
+        case e.CallRerouted() | e.BudgetAlerted() | e.BudgetExceeded(action="warn" | "fallback") as note:
+            return _note(note, signs)
+    return None
 
 
 # ------------------------------------------------------------------ numbers
@@ -275,7 +288,7 @@ def _body(bodies: Bodies, ref: str | None) -> str | None:
 def _notes(step: Step, pen: _Pen) -> list[Text]:
     """Waits, retries, reroutes, budgets, and text that was taken back: a line each."""
     room = pen.width - INDENT
-    notes = [Text(pen.words(_note(note, pen), room), style="yellow") for note in step.notes]
+    notes = [Text(pen.words(_note(note, pen.signs), room), style="yellow") for note in step.notes]
     asking = any(attempt.state == "open" for attempt in step.attempts)
     if step.state == "open" and pen.running and not asking and notes and isinstance(step.notes[-1], e.RateLimitWaited):
         # It is told when it begins.
@@ -287,14 +300,14 @@ def _notes(step: Step, pen: _Pen) -> list[Text]:
     return notes
 
 
-def _note(note: Note, pen: _Pen) -> str:
+def _note(note: Note, signs: Signs) -> str:
     match note:
         case e.RateLimitWaited():
             return f"waited {output.seconds(note.waited_us)} for {note.provider}'s {note.limit} limit"
         case e.CallRetryScheduled():
             return f"retry {note.attempt + 1} after {output.seconds(note.delay_us)}: {note.reason}"
         case e.CallRerouted():
-            return f"{note.source} {pen.signs.arrow} {note.target}: {note.reason}"
+            return f"{note.source} {signs.arrow} {note.target}: {note.reason}"
         case e.BudgetAlerted():
             limit = _amount(note.limit, note.unit)
             return f"budget {note.budget}: {note.threshold_percent} % of {limit} ({note.window})"
