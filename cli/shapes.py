@@ -140,7 +140,7 @@ def turn_object(session_id: str, turn: Turn, bodies: Mapping[str, str | bytes]) 
 def batch_object(result: BatchResult, id_: str | int | None, line: int) -> dict[str, Any]:
     """One prompt of a batch, as `batch` prints it on a line."""
     nothing: dict[str, Any] = {"answer": "", **dict.fromkeys(_OF_TURN)}
-    turn = turn_object(result.session_id, result.turn) if result.turn else nothing
+    turn = turn_object(result.session_id, result.turn, {}) if result.turn else nothing
     value = {"id": id_, "line": line, **{name: turn[name] for name in ("answer", *_OF_TURN)}}
     value["session_id"] = result.session_id
     if result.error is not None:
