@@ -46,6 +46,7 @@ from timeline.projections.blocks import (
 )
 from timeline.projections.cache import Cache
 from timeline.projections.calls import Calls, OpenAttempt, open_attempts, where_recorded
+from timeline.projections.health import HealthProjection
 from timeline.projections.limits import Limits
 from timeline.projections.usage import Grouping, ReportRow, UsageProjection, report
 from timeline.providers.base import Delta, Message, ModelInfo
@@ -63,7 +64,7 @@ REAP_SECONDS = 2.0
 
 def read_models() -> Projections:
     """All that is folded from the log, in the order in which each sees an event."""
-    return Projections([Calls(), UsageProjection(), Blocks(), Cache(), Limits(), Batches()])
+    return Projections([Calls(), UsageProjection(), Blocks(), Cache(), Limits(), HealthProjection(), Batches()])
 
 
 class Timeline:

@@ -7,14 +7,10 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from sqlalchemy import Connection, create_engine
-from sqlalchemy.pool import StaticPool
-
+from support.folds import Folds
 from support.stores import NOON, OWNER
 from timeline import events as e
-from timeline.events import Event, EventData
 from timeline.llm.limiter import Free, Needed, decide
 from timeline.projections.calls import Calls
 from timeline.projections.limit_facts import Configured, read_limits
@@ -111,41 +107,23 @@ class Limiter:
         return self._used(now)[1]
 
 
-class World:
+class World(Folds):
     """Clients in made-up time: each asks as the call manager does, and writes what it would write."""
 
     def __init__(
         self, server: Limiter, *, seed: int = 0, configured: Configured | None = None, service: int = 60_000
     ) -> None:
+        super().__init__([Calls(), UsageProjection(), Limits()])
         self.server = server
         self.waits = 0
         self.sent = 0
         self.admitted: list[tuple[int, str]] = []
-        self.now = NOON
         self._configured = configured or Configured()
         self._service = service
         self._random = random.Random(seed)
-        self._engine = create_engine("sqlite://", poolclass=StaticPool)
-        self.conn: Connection = self._engine.connect()
-        self._projections = [Calls(), UsageProjection(), Limits()]
-        for projection in self._projections:
-            for table in projection.tables:
-                table.create(self.conn)
-        self._positions = itertools.count(1)
         self._order = itertools.count()
         self._agenda: list[tuple[int, int, Callable[[], None]]] = []
         self._calls = itertools.count(1)
-
-    def record(self, data: EventData, **ids: Any) -> Event:
-        """An event, now."""
-        position = next(self._positions)
-        event = Event(
-            position, str(position), "s", position, data.type, 1, self.now, ids.get("turn_id"), None,
-            ids.get("call_id"), data, "",
-        )  # fmt: skip
-        for projection in self._projections:
-            projection.apply(self.conn, event)
-        return event
 
     def later(self, delay: int, do: Callable[[], None]) -> None:
         """Do it after so many µs."""
@@ -177,14 +155,14 @@ class World:
         if isinstance(decision, Free):
             self.admitted.append((self.now, call))
             sent = e.RequestSent(attempt, "openai", "gpt", "", (), OWNER, reserved_tokens=tokens)
-            self.record(sent, call_id=call)
+            self.record(sent, call=call)
             self.sent += 1
             began = self.now
             self.later(2_000 + self._jitter(40_000), lambda: self._arrive(call, attempt, tokens, began, done))
             return
         self.waits += 1
         waited = e.RateLimitWaited("openai", "gpt", decision.limit, decision.until_us - self.now, tokens=tokens)
-        self.record(waited, call_id=call)
+        self.record(waited, call=call)
         self.later(
             decision.until_us - self.now + self._jitter(10_000), lambda: self._admit(call, attempt, tokens, done)
         )
@@ -204,7 +182,7 @@ class World:
                     e.ResponseCompleted(
                         attempt, "stop", usage, "provider", e.Cost("free"), self.now - began, first, rate_limits=limits
                     ),
-                    call_id=call,
+                    call=call,
                 )
                 done()
 
@@ -212,7 +190,7 @@ class World:
             return
         wait = float(reply.headers["retry-after"]) if "retry-after" in reply.headers else None
         error = e.ErrorInfo("rate_limited", "busy", 429, None, True, wait)
-        self.record(e.CallFailed(attempt, error, first, rate_limits=limits), call_id=call)
+        self.record(e.CallFailed(attempt, error, first, rate_limits=limits), call=call)
         delay = round((wait if wait is not None else 0.5 * 2 ** (attempt - 1) * self._random.random()) * SECOND)
-        self.record(e.CallRetryScheduled(attempt, delay, "busy"), call_id=call)
+        self.record(e.CallRetryScheduled(attempt, delay, "busy"), call=call)
         self.later(delay + self._jitter(10_000), lambda: self._admit(call, attempt + 1, tokens, done))

@@ -185,6 +185,8 @@ READ_MODELS = (
     "cached",
     "limits",
     "waits",
+    "health",
+    "model_stats",
     "batches",
     "batch_items",
     "projections",

@@ -193,7 +193,7 @@ async def test_rebuild_backup_verify_and_forget_go_on_while_others_append(tmp_pa
 
     outcomes = together(6, CARE.format(path=str(path)))
 
-    names = ["calls", "usage", "blocks", "cache", "limits"]
+    names = ["calls", "usage", "blocks", "cache", "limits", "health", "batches"]
     assert [[names] * 6, [None] * 6, [None] * 6, [3] * 3, 60, 60] == [
         (outcome or {}).get("ok", outcome) for outcome in outcomes
     ]

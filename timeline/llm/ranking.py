@@ -14,6 +14,7 @@ from msgspec import Struct
 from timeline.config import ModelRef, Strategy
 from timeline.errors import TimelineError
 from timeline.llm.pricing import ListPrice
+from timeline.projections.health import ModelStats
 from timeline.providers.base import Capabilities
 
 __all__ = ["TYPICAL_OUTPUT", "ModelFacts", "ModelStats", "Ranked", "Request", "answer_tokens", "cost_of", "rank"]
@@ -40,26 +41,6 @@ class Request(Struct, frozen=True):
     tools: bool = False
     schema: bool = False
     images: bool = False
-
-
-class ModelStats(Struct, frozen=True):
-    """What past calls of a model showed.
-
-    Args:
-        calls: How many ended, also with an error.
-        error_rate: Share of them that failed, 0 to 1.
-        time_to_first_token: Seconds, the usual one.
-        tokens_per_second: Of the answer.
-        output_tokens: Of a usual answer.
-        cost_nano_usd: Of a usual call.
-    """
-
-    calls: int
-    error_rate: float = 0.0
-    time_to_first_token: float | None = None
-    tokens_per_second: float | None = None
-    output_tokens: int | None = None
-    cost_nano_usd: int | None = None
 
 
 class ModelFacts(Struct, frozen=True):
