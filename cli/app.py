@@ -80,7 +80,7 @@ def _root(
 
 
 def _register() -> None:
-    from . import ask, batch, config, keys, models, plugins, providers, replay, report, sessions, store
+    from . import ask, batch, config, keys, models, plugins, providers, replay, report, sessions, store, tools
 
     app.command("ask")(ask.ask)
     app.command("batch")(batch.batch)
@@ -92,6 +92,7 @@ def _register() -> None:
     app.add_typer(providers.app, name="providers")
     app.add_typer(keys.app, name="keys")
     app.add_typer(plugins.app, name="plugins")
+    app.add_typer(tools.app, name="tools")
     app.add_typer(config.app, name="config")
     app.command("paths")(config.paths)
 

@@ -21,19 +21,17 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    help="List the installed plugins, and check that a provider keeps its contract.", no_args_is_help=True
-)
+app = typer.Typer(help="List the installed plugins, and check that one keeps its contract.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command("list")
 def list_(*, as_json: AsJson = False) -> None:
-    """List the installed plugins: providers, and why one can't be used; tools by their names."""
+    """List the installed plugins, providers and tools, and why one can't be used."""
     from timeline.providers.plugins import listing
 
-    found = listing()
+    found = _with_tools(listing())
     if as_json:
         output.emit_json({"plugins": [_object(plugin) for plugin in found]})
         return
@@ -46,7 +44,7 @@ def list_(*, as_json: AsJson = False) -> None:
 
 @app.command()
 def validate(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A provider plugin, or a built-in kind of provider.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A plugin, or a built-in kind of provider.")],
     *,
     live: Annotated[
         bool, typer.Option("--live", help="Ask a model, too: about ten requests, which may cost money.")
@@ -57,13 +55,14 @@ def validate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that a provider keeps the contract: its class, and with --live its answers. Nothing is recorded."""
+    """Check that a plugin keeps the contract: its class, and with --live a provider's answers. Nothing is recorded."""
     from timeline.providers import plugins
 
     if model is not None and not live:
         msg = "-m names the model that --live asks: add --live"
         raise UsageError(msg)
-    plugin = plugins.validate(name)
+    tool = _tool(name, live=live)
+    plugin = tool or plugins.validate(name)
     if not as_json:
         _show_rules(plugin)
     outcomes: list[Outcome] = []
@@ -90,18 +89,58 @@ def validate(
         )
         raise PluginError(msg)
     elif not live:
-        output.notice(f"What {name} answers was not checked: add --live -m MODEL to ask it.")
+        try_it = f"try it with 'timeline tools run {name}'" if tool else "add --live -m MODEL to ask it"
+        output.notice(f"What {name} answers was not checked: {try_it}.")
+
+
+def _with_tools(found: list[Listed]) -> list[Listed]:
+    """The plugins, those of tools looked into, too."""
+    if not any(plugin.group == "tool" for plugin in found):
+        return found
+    from timeline.cognition.tool_plugins import plugins
+
+    looked = {(plugin.entry.name, plugin.entry.distribution): plugin for plugin in plugins()}
+    return [
+        plugin
+        if plugin.group == "provider" or (tool := looked.get((plugin.name, plugin.distribution))) is None
+        else msgspec.structs.replace(plugin, reason=tool.reason, problems=tool.problems)
+        for plugin in found
+    ]
+
+
+def _tool(name: str, *, live: bool) -> Listed | None:
+    """The tool plugin of that name, looked into; None where there is none, or a provider of that name, too.
+
+    Raises:
+        UsageError: It can't be asked live.
+    """
+    from timeline.config import KINDS
+    from timeline.entry_points import TOOLS, installed
+    from timeline.providers.plugins import listing
+
+    if name in KINDS or name not in {entry.name for entry in installed(TOOLS)}:
+        return None
+    found = [plugin for plugin in _with_tools(listing()) if plugin.name == name]
+    if any(plugin.group == "provider" for plugin in found):
+        return None
+    if live:
+        msg = f"{name} is a tool, which is asked by no name of a model: try it with 'timeline tools run {name}'"
+        raise UsageError(msg)
+    return found[0]
 
 
 def _show_rules(plugin: Listed) -> None:
     """What its class was checked for, where there is one."""
-    from timeline.providers.contract import RULES, STATIC_RULES
-
     if plugin.reason is not None and not plugin.problems:
         return
+    from timeline.cognition import tool_plugins
+    from timeline.providers import contract
+
+    rules: dict[str, str] = tool_plugins.RULES if plugin.group == "tool" else contract.RULES
+    static: tuple[str, ...] = tool_plugins.STATIC_RULES if plugin.group == "tool" else contract.STATIC_RULES
     broken = {problem.rule for problem in plugin.problems}
     rows = [("broken", problem.rule, problem.what) for problem in plugin.problems]
-    rows += [("kept", rule, RULES[rule]) for rule in STATIC_RULES if rule not in broken]
+    rows += [("kept", rule, rules[rule]) for rule in static if rule not in broken]
     sys.stdout.writelines(f"{row}\n" for row in _aligned(rows))
 
 

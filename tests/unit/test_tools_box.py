@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 from support.sites import ToolSite
 
-from timeline.cognition.tool_plugins import RULES, plugins
+from timeline.cognition.tool_plugins import RULES, check_tool, plugins
 from timeline.cognition.toolbox import Listed, Toolbox, open_tools
-from timeline.cognition.tools import Workspace
+from timeline.cognition.tools import Tools, Workspace
 from timeline.config import TOOLS, Config, load
 from timeline.providers.base import ToolCall
 
 ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs/tools.md").read_text()
 HERE = Workspace(Path())
 
 GOOD = """
@@ -176,3 +178,26 @@ def test_a_plugin_that_cant_be_loaded_says_why(site: ToolSite) -> None:
     assert "as that name is built in" in reasons["calculator"]
     assert "is brought by dist-twin and other: uninstall all but one" in reasons["twin"]
     assert "sk-secret" not in str(reasons)
+
+
+# ------------------------------------------------------------------ the guide
+
+
+async def test_the_guides_tool_keeps_the_rules_and_works() -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    namespace: dict[str, Any] = {"__name__": "timeline_dice"}
+    exec(source, namespace)
+    dice = namespace["Dice"]()
+    registry = Tools([dice])
+
+    assert [] == check_tool(dice, "dice")
+    assert re.fullmatch(r"[1-6] [1-6] [1-6]", (await registry.run(ToolCall("1", "dice", {"count": "3"}), HERE)).text)
+    assert "throw fewer" in (await registry.run(ToolCall("1", "dice", {"count": 101}), HERE)).text
+    assert ["dice"] == [signal.tool for signal in registry.signals("Throw a dice!", HERE)]
+
+
+def test_the_guide_has_every_rule_and_every_tool() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", GUIDE, re.MULTILINE))
+
+    assert {**rows, **RULES} == rows
+    assert set(TOOLS) <= set(rows)

@@ -21,7 +21,7 @@ from timeline.errors import PluginError
 from timeline.providers.contract import Problem
 from timeline.providers.plugins import Importing
 
-__all__ = ["LONGEST_TIMEOUT", "RULES", "Plugin", "check_tool", "plugins"]
+__all__ = ["LONGEST_TIMEOUT", "RULES", "STATIC_RULES", "Plugin", "check_tool", "plugins"]
 
 RULES = {
     "class": "the entry point names a class, which is made without arguments",
@@ -33,7 +33,10 @@ RULES = {
     "result": "run returns a ToolResult, with a text",
     "errors": "run raises nothing but ToolError, and CancelledError only if it was cancelled",
 }
-"""Every rule by name, in a sentence. The last two show only while a tool works."""
+"""Every rule by name, in a sentence."""
+
+STATIC_RULES = ("class", "name", "description", "parameters", "attributes", "methods")
+"""Those that show without running the tool."""
 
 LONGEST_TIMEOUT = 600
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")

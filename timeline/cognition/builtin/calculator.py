@@ -36,5 +36,7 @@ class Calculator(Tool):
         expression = worked.expression
         if len(expression) > ECHOED:
             expression = f"{expression[:ECHOED]}…"
-        equals = "" if worked.text.startswith("≈") else "= "
-        return ToolResult(f"{expression} {equals}{worked.text}", fact=worked.number)
+        # 1/3 is no news of 1/3.
+        text = worked.text.removeprefix(f"{expression} ")
+        equals = "" if text.startswith("≈") else "= "
+        return ToolResult(f"{expression} {equals}{text}", fact=worked.number)
