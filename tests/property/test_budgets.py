@@ -30,11 +30,11 @@ from timeline.projections.usage import UsageProjection, budget_alerts, spending
 HOUR = 3_600_000_000
 EVER = ("total",)
 
-amounts = st.integers(0, 40)
+amounts = st.sampled_from([7, 1, 0, 2, 5, 11, 13, 17, 23])
 zones = st.sampled_from(["UTC", "Asia/Kathmandu", "America/St_Johns", "Europe/London"]).map(ZoneInfo)
 limits = st.one_of(
-    st.integers(0, 100).map(lambda nano: {"limit_usd": nano / 10**9}),
-    st.integers(0, 100).map(lambda tokens: {"limit_tokens": tokens}),
+    st.integers(0, 60).map(lambda nano: {"limit_usd": nano / 10**9}),
+    st.integers(0, 60).map(lambda tokens: {"limit_tokens": tokens}),
 )
 configs = st.builds(
     lambda limit, **fields: BudgetConfig(name="", **limit, **fields),
@@ -49,18 +49,18 @@ asks = st.tuples(
     st.sampled_from(["one", "two"]),  # session
     st.integers(0, 1),  # turn of it
     st.booleans(),  # another attempt of the call before
-    st.sampled_from(["openai:gpt", "openai:mini", "groq:gpt", "embedded:smollm2"]),
-    st.none() | amounts | amounts | amounts,  # nano-US-dollars
+    st.sampled_from(["openai:gpt", "openai:gpt", "openai:mini", "groq:gpt", "embedded:smollm2"]),
+    st.one_of(amounts, amounts, amounts, amounts, st.none()),  # nano-US-dollars
     amounts,  # tokens
 )
 ends = st.tuples(
     st.just("end"),
     st.integers(0, 5),
     st.sampled_from(["completed", "failed", "refused", "interrupted"]),
-    st.floats(0, 1),
+    st.sampled_from([1.0, 1.0, 0.5, 0.0]),
 )
-passes = st.tuples(st.just("pass"), st.sampled_from([1, HOUR // 4, HOUR, 9 * HOUR, 50 * HOUR, 700 * HOUR]))
-histories = st.lists(st.one_of(asks, asks, asks, ends, ends, passes), max_size=40)
+passes = st.tuples(st.just("pass"), st.sampled_from([HOUR // 4, 1, HOUR, 9 * HOUR, 200 * HOUR]))
+histories = st.lists(st.one_of(asks, asks, asks, ends, ends, ends, passes), min_size=25, max_size=60)
 
 
 @dataclass
@@ -212,7 +212,7 @@ def tables() -> Iterator[Connection]:
     engine.dispose()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.lists(configs, min_size=1, max_size=3), zones, histories)
 def test_spent_and_reserved_never_pass_a_limit_that_stops_requests_and_alerts_come_once(
     configured: list[BudgetConfig], zone: tzinfo, history: list[Any]
