@@ -76,6 +76,7 @@ def load(
     for model in settings.prices:
         _check_priced(config, model)
     _check_tools(config)
+    _check_budgets(config)
     if settings.store.path:
         config.paths = msgspec.structs.replace(paths, store=_store_path(config, settings.store.path, environ))
     return config
@@ -204,11 +205,45 @@ def _check_tools(config: Config) -> None:
 def _check_priced(config: Config, text: str) -> None:
     """A price is for a model of a provider: with a typo it would be for nobody, without a word."""
     provider, _, model = text.partition(":")
-    known = sorted({*KINDS, *config.settings.llm_providers})
-    if model and (provider in known or provider in plugin_kinds()):
+    unknown = _unknown(config, provider)
+    if model and not unknown:
         return
-    what = f"expected provider:model: {nearest(provider, known)}" if model else "expected provider:model as the key"
+    what = f"expected provider:model: {unknown}" if model else "expected provider:model as the key"
     raise ConfigError(where(config.source("prices", text), ("prices", text), what))
+
+
+def _unknown(config: Config, provider: str) -> str | None:
+    """What was meant, where there is no provider of that name."""
+    known = sorted({*KINDS, *config.settings.llm_providers})
+    return None if provider in known or provider in plugin_kinds() else nearest(provider, known)
+
+
+def _check_budgets(config: Config) -> None:
+    """What a type can't say about `budgets`: with a typo, one would hold nobody back, without a word."""
+    names: set[str] = set()
+    for number, budget in enumerate(config.settings.budgets):
+
+        def wrong(what: str, key: str, number: int = number) -> NoReturn:
+            source = next(setting.source for setting in config.effective() if setting.path == ("budgets",))
+            raise ConfigError(where(source, ("budgets", number, key), what))
+
+        if budget.name in names:
+            wrong(f'expected another name, as there is a budget "{budget.name}" before it', "name")
+        names.add(budget.name)
+        if budget.limit_usd is None and budget.limit_tokens is None:
+            wrong("expected limit_usd or limit_tokens, got neither: write how much it allows", "limit_usd")
+        if budget.limit_usd is not None and budget.limit_tokens is not None:
+            wrong("expected limit_usd or limit_tokens, got both: make two budgets of it", "limit_tokens")
+        if budget.provider is not None and (unknown := _unknown(config, budget.provider)):
+            wrong(f'there is no provider "{budget.provider}": {unknown}', "provider")
+        if budget.model is not None:
+            provider, _, model = budget.model.partition(":")
+            if not model:
+                wrong(f'expected provider:model, got "{budget.model}"', "model")
+            if unknown := _unknown(config, provider):
+                wrong(f'there is no provider "{provider}": {unknown}', "model")
+            if budget.provider not in (None, provider):
+                wrong(f'expected a model of {budget.provider}, got "{budget.model}": leave provider out', "model")
 
 
 def _store_path(config: Config, text: str, environ: Mapping[str, str]) -> Path:
