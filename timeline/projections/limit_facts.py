@@ -200,6 +200,8 @@ _since_report = (
         of_model,
         _a.started_at > bindparam("as_of", type_=Integer) - ON_THE_WAY,
         _arrived_at > bindparam("as_of", type_=Integer),
+        # Its end is surer than any guess.
+        or_(_open, _a.started_at + func.coalesce(_a.duration_us, 0) > bindparam("as_of", type_=Integer)),
         _a.first_position != bindparam("told_by"),
         not_(was_refused),
     )

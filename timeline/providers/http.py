@@ -27,7 +27,7 @@ from timeline.errors import (
     ProviderError,
     ProviderTimeout,
 )
-from timeline.providers.address import header_value, is_loopback, secrets_in, split_url
+from timeline.providers.address import header_value, is_loopback, key_mark, secrets_in, split_url
 from timeline.providers.base import Collector, Item, LLMProvider, LLMRequest, LLMResponse
 from timeline.providers.failures import Complaint, Head, Speaker
 from timeline.providers.framing import Framer, LineTooLong, SSEFramer
@@ -284,6 +284,7 @@ class HTTPProvider(LLMProvider):
         origin, path, self._query, self._userinfo, self.host = split_url(base_url)
         self.base_url = origin + self.prefix(path)
         self._api_key = header_value(self.name, api_key.strip()) or None if api_key else None
+        self.key_mark = key_mark(self._api_key)
         # The variable belongs to the vendor; another server of the same format has a key of its own.
         own = self.key_variable is not None and self.key_variable == f"{self.name.upper()}_API_KEY"
         advice = f"{f'set {self.key_variable}' if own else 'check its api_key'} or run 'timeline keys set {self.name}'"
