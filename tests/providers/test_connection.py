@@ -185,3 +185,14 @@ def test_importing_providers_loads_no_http_client():
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert "[]" == printed.strip()
+
+
+def test_keys_are_told_apart_by_so_little_that_it_tells_nothing_of_them():
+    one, other, none = (OpenAIProvider(key, base_url="http://127.0.0.1:9/v1") for key in (KEY, KEY + "x", None))
+
+    assert one.key_mark == OpenAIProvider(f" {KEY} ", base_url="http://127.0.0.1:9/v1").key_mark
+    assert 4 == len(one.key_mark or "")
+    assert one.key_mark != other.key_mark
+    assert none.key_mark is None
+    one.point_at("http://127.0.0.1:9/v1", KEY + "x")
+    assert other.key_mark == one.key_mark

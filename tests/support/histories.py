@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from support.stores import OWNER, Scribe
+from support.stores import NOON, OWNER, Scribe
 from timeline import events as e
 from timeline.events import EventData, NewEvent
 from timeline.store import content_digest
@@ -19,7 +19,22 @@ from timeline.store import content_digest
 counts = st.integers(0, 5000)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 usages = st.builds(e.Usage, counts, counts, counts, counts, counts, counts)
-errors = st.builds(e.ErrorInfo, st.sampled_from(["server", "rate_limited", "network"]), texts)
+errors = st.builds(
+    lambda kind, text, after: e.ErrorInfo(kind, text, retry_after=after),
+    st.sampled_from(["server", "rate_limited", "network"]),
+    texts,
+    st.sampled_from([None, 0.001, 2.0]),
+)
+limits = st.lists(
+    st.builds(
+        e.RateLimit,
+        st.sampled_from(["requests", "tokens"]),
+        st.sampled_from([None, 5]),
+        st.none() | st.integers(0, 5),
+        st.none() | st.integers(NOON, NOON + 3_000_000),
+    ),
+    max_size=2,
+).map(tuple)
 costs = st.sampled_from([e.Cost("priced", 10**9 + 7), e.Cost("priced", 0), e.Cost("free"), e.Cost("unpriced")])
 sources = st.sampled_from(["provider", "estimated", "none"])
 reasons = st.sampled_from(["sigint", "closed", "abandoned"])
@@ -27,18 +42,23 @@ kinds = st.sampled_from(["route", "tool", "format", "answer"])
 models = st.sampled_from([("openai", "gpt"), ("openai", "mini"), ("groq", "llama"), ("embedded", "smollm2")])
 
 completions = st.builds(
-    lambda usage, source, cost, first: ("completed", e.ResponseCompleted(0, "stop", usage, source, cost, 9, first)),
+    lambda usage, source, cost, first, told: (
+        "completed",
+        e.ResponseCompleted(0, "stop", usage, source, cost, 9, first, rate_limits=told),
+    ),
     usages,
     sources,
     costs,
     st.none() | counts,
+    limits,
 )
 failures = st.builds(
-    lambda error, usage, source, cost: ("failed", e.CallFailed(0, error, 8, False, usage, source, cost)),
+    lambda error, usage, source, cost, told: ("failed", e.CallFailed(0, error, 8, False, usage, source, cost, told)),
     errors,
     st.none() | usages,
     sources,
     st.none() | costs,
+    limits,
 )
 interruptions = st.builds(
     lambda reason, usage, cost: ("interrupted", e.CallInterrupted(0, reason, usage, "estimated", cost, 6)),
@@ -174,6 +194,7 @@ def _call(call: tuple[list[Any], Any], ids: dict[str, str]) -> Iterator[_Fact]:
     for number, ((provider, model), chunks_, end) in enumerate([*failed, last], 1):
         if number > 1:
             yield _Fact(e.CallRetryScheduled(number - 1, 5, "busy"), ids)
+            yield _Fact(e.RateLimitWaited(provider, model, "requests", 3000, None, 9, 4, OWNER), ids)
         message = (e.MessageRef("user"),)
         local = provider == "embedded"
         yield _Fact(e.RequestSent(number, provider, model, "asked for", message, OWNER, local=local), ids)
