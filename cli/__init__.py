@@ -41,6 +41,9 @@ def _open_streams() -> None:
             if null != number:
                 os.dup2(null, number)
             setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: PTH123, SIM115
+    # An answer may hold what an encoding other than UTF-8 has no code for.
+    if hasattr(sys.stdout, "reconfigure") and not sys.stdout.encoding.lower().startswith("utf"):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _flush() -> None:

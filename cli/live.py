@@ -30,6 +30,8 @@ __all__ = ["Alongside", "Together"]
 REDRAW_SECONDS = 0.05
 TICK_SECONDS = 0.1
 """How often spinner and seconds move while nothing comes."""
+DRAWING_SHARE = 4
+"""Time for other things, for each time that drawing takes."""
 THOUGHT_LINES = 3
 """Lines of a model's reasoning that are shown while it reasons."""
 
@@ -385,6 +387,7 @@ class _Region:
             self._failure = exc
 
     def _draw(self) -> None:
+        began = time.monotonic()
         if self._live is None:
             self._live = Live(
                 console=self._console,
@@ -403,8 +406,10 @@ class _Region:
             self._console.control(Control(ControlType.CARRIAGE_RETURN))
         self._console.file.write(END_FRAME)
         self._console.file.flush()
-        self._due = time.monotonic() + REDRAW_SECONDS
-        self._wake_after(TICK_SECONDS)
+        # What takes long to draw is drawn less often.
+        pause = max(REDRAW_SECONDS, DRAWING_SHARE * (time.monotonic() - began))
+        self._due = time.monotonic() + pause
+        self._wake_after(max(TICK_SECONDS, pause))
 
 
 def _line(console: Console, text: Text) -> list[Segment]:

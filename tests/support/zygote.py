@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import termios
+from pathlib import Path
 
 
 def _preload() -> None:
@@ -25,7 +26,7 @@ def _preload() -> None:
     import rich.markdown
     import rich.table  # noqa: F401
     import sqlalchemy.dialects.sqlite.aiosqlite  # noqa: F401
-    from timeline_cli import app, ask, blocks, replay, report, sessions, shapes, store  # noqa: F401
+    from timeline_cli import app, ask, blocks, live, playing, replay, report, sessions, shapes, store  # noqa: F401
 
     import timeline.providers.openai
     import timeline.runtime  # noqa: F401
@@ -103,6 +104,7 @@ def _become(job: dict) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     _preload()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(sys.argv[1])
@@ -110,6 +112,9 @@ if __name__ == "__main__":
         wanted = _serve(server)
     if wanted is not None:
         _become(wanted)
-        from timeline_cli import main
+        if sys.argv[1:2] == ["support.watched"]:
+            from support.watched import main
+        else:
+            from timeline_cli import main
 
         main()
