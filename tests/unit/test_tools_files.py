@@ -144,6 +144,27 @@ async def test_a_device_is_refused_even_where_it_is_allowed(folder: Path) -> Non
             await read(folder, f"/dev/{device}", Path("/dev"))
 
 
+@pytest.mark.parametrize("path", ["/proc/self/environ", "/proc/kmsg", "/proc/self/cwd/etc/passwd", "/sys/kernel/notes"])
+async def test_the_systems_own_views_are_no_files_even_where_all_is_allowed(folder: Path, path: str) -> None:
+    (folder / "etc").mkdir()
+    with pytest.raises(ToolError):
+        await read(folder, path, Path("/"))
+
+
+@pytest.mark.parametrize("path", [".env", ".ssh/id_rsa", "sub/.aws/credentials", "keys.json", "link.json"])
+async def test_keys_and_passwords_are_read_by_no_tool(folder: Path, path: str) -> None:
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "keys.json").write_text("secret")
+    if path == "link.json":
+        (folder / path).symlink_to("keys.json")
+    else:
+        (folder / path).write_text("secret")
+    tool = ReadFile(private=[folder / "keys.json"])
+
+    with pytest.raises(ToolError, match="may hold keys or passwords"):
+        await tool.run({"path": path}, Workspace(folder))
+
+
 @pytest.mark.parametrize("data", [b"\xff\xfeh\0i\0", b"GIF89a\0\0", b"caf\xe9", b"\x80" * 100])
 async def test_what_is_no_text_is_refused(folder: Path, data: bytes) -> None:
     (folder / "data").write_bytes(data)

@@ -103,7 +103,8 @@ def _box(found: Iterable[_Found], config: Config, confirm: Confirm | None) -> To
 
 
 def _built_in(config: Config) -> list[_Found]:
-    tools = (Calculator(), Clock(), ReadFile(), ListFiles(), SearchTimeline(), FetchUrl())
+    reader = ReadFile(private=(config.paths.keys_file, config.paths.config_file))
+    tools = (Calculator(), Clock(), reader, ListFiles(), SearchTimeline(), FetchUrl())
     return [_judged(tool, "built in", config) for tool in tools]
 
 

@@ -88,7 +88,8 @@ class ToolResult(Struct, frozen=True):
 
     Args:
         text: What the model is told.
-        fact: Of a deterministic tool: the short fact that has to stand in the answer, `84`.
+        fact: Of a deterministic tool: the short fact that has to stand in the answer, `84`; `timeline.cognition.facts`
+            knows the forms in which it may.
         truncated: More was there than `text` holds.
     """
 

@@ -39,4 +39,4 @@ class Calculator(Tool):
         # 1/3 is no news of 1/3.
         text = worked.text.removeprefix(f"{expression} ")
         equals = "" if text.startswith("≈") else "= "
-        return ToolResult(f"{expression} {equals}{text}", fact=worked.number)
+        return ToolResult(f"{expression} {equals}{text}", fact=worked.text)

@@ -28,12 +28,15 @@ PARAMETERS: dict[str, Any] = {
             "maxLength": 64,
             "description": "Only for another place: a time zone or its city, Europe/Paris, Tokyo, UTC",
         },
-        "tell": {"enum": ["date", "time"], "description": "What is asked for; by default both"},
+        "tell": {"enum": ["date", "time", "days"], "description": "What is asked for: with a date, how many days away"},
     },
     "additionalProperties": False,
 }
 _TIME = re.compile(r"\b(?:time|clock|hour|hours|minutes?|o'clock)\b", re.IGNORECASE)
 _DAY = re.compile(r"\b(?:day|date|today|weekday|month|year)\b", re.IGNORECASE)
+_DISTANCE = re.compile(
+    r"\bhow (?:many|long|far|soon|much)\b|\b(?:days|weeks) (?:until|till|to|since|left|before|ago)\b", re.IGNORECASE
+)
 _PLACE = re.compile(r"\bin ((?:[A-Z][\w-]+|UTC|GMT)(?: [A-Z][\w-]+){0,2})")
 
 
@@ -57,7 +60,7 @@ class Clock(Tool):
         arguments: dict[str, Any] = {} if timely and _DAY.search(text) else {"tell": "time" if timely else "date"}
         day = date_in(text, _now(workspace, None).date())
         if day is not None:
-            arguments = {"date": day}
+            arguments = {"date": day, "tell": "days" if _DISTANCE.search(text) else "date"}
         elif timely:
             for match in _PLACE.finditer(text):
                 if _known(match[1]):
@@ -72,7 +75,7 @@ class Clock(Tool):
         if asked := arguments.get("date"):
             day = _date(asked, now.date())
             if day != now.date():
-                return _another(day, now.date(), today)
+                return _another(day, now.date(), today, arguments.get("tell"))
         offset = now.strftime("%z")
         where = f"{place}, " if place else ""
         text = f"It is {today}, {now:%H:%M:%S} (time zone: {where}{now.tzname()}, UTC{offset[:3]}:{offset[3:5]})."
@@ -84,13 +87,13 @@ def _now(workspace: Workspace, zone: tzinfo | None) -> datetime:
     return datetime.fromtimestamp(workspace.now() / 1_000_000, UTC).astimezone(zone)
 
 
-def _another(day: date, today_date: date, today: str) -> ToolResult:
+def _another(day: date, today_date: date, today: str, tell: str | None) -> ToolResult:
     days = (day - today_date).days
-    weekday = DAYS[day.weekday()]
+    named = f"{DAYS[day.weekday()]} {day.isoformat()}"
     count = f"{abs(days)} day{'' if abs(days) == 1 else 's'}"
     distance, verb = (f"in {count}", "is") if days > 0 else (f"{count} ago", "was")
-    text = f"{weekday} {day.isoformat()} {verb} {distance} (today is {today})."
-    return ToolResult(text, fact=f"{weekday} {day.isoformat()}, {distance}")
+    fact = {"days": count, "date": named}.get(tell or "", f"{named}, {distance}")
+    return ToolResult(f"{named} {verb} {distance} (today is {today}).", fact=fact)
 
 
 def _date(text: str, today: date) -> date:

@@ -13,7 +13,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ _KINDS = (
     (stat.S_ISBLK, "a device, no file: name a text file"),
     (stat.S_ISLNK, "a link that changed just now: try again"),
 )
+_NEVER = (Path("/proc"), Path("/sys"))
+"""No files, but views of the system, the environment of processes among them."""
+_PRIVATE = frozenset(
+    [".ssh", ".gnupg", ".aws", ".netrc", ".pgpass", ".git-credentials", ".env", ".env.local", ".env.production"]
+)
+"""Names under which keys and passwords are kept: what a model is told may leave this machine, and stays in the log."""
 _PATH = {"type": "string", "minLength": 1, "maxLength": 1_000}
 LIST: dict[str, Any] = {
     "type": "object",
@@ -62,12 +69,19 @@ READ: dict[str, Any] = {
 
 
 class ReadFile(Tool):
-    """Reads a text file, or some lines of it."""
+    """Reads a text file, or some lines of it.
+
+    Args:
+        private: Files that no model is told, whatever folder is allowed.
+    """
 
     name = "read_file"
     description = "Reads a text file of the working directory: all of it, or the lines from first_line to last_line."
     parameters = READ
     deterministic = True
+
+    def __init__(self, private: Sequence[Path] = ()) -> None:
+        self._private = frozenset(private)
 
     def signal(self, text: str, workspace: Workspace) -> Signal | None:
         """A file is named in the text, and perhaps one of its lines."""
@@ -85,7 +99,7 @@ class ReadFile(Tool):
             msg = f"last_line {last} comes before first_line {first}: exchange them"
             raise ToolError(msg)
         # A disk can be slow, and the screen goes on meanwhile.
-        text, partial = await asyncio.to_thread(_read, path, workspace)
+        text, partial = await asyncio.to_thread(_read, path, workspace, self._private)
         if first is None and last is None:
             return ToolResult(text + (_cut(path) if partial else ""), truncated=partial)
         lines = text.splitlines()
@@ -167,7 +181,7 @@ def _place(path: str, workspace: Workspace) -> _Place:
     except (OSError, RuntimeError, ValueError):
         roots = []
     for root in roots:
-        if real.is_relative_to(root):
+        if real.is_relative_to(root) and not any(real.is_relative_to(never) for never in _NEVER):
             return _Place(root, real.relative_to(root).parts)
     # Said of what exists outside as of what doesn't: a model is not told which.
     msg = f"{path[:200]} is outside of the folders that may be read: name a file in the working directory, or allow its folder with --allow-dir"
@@ -221,12 +235,18 @@ def _failed(exc: OSError, path: str) -> ToolError:
 # ------------------------------------------------------------------ reading
 
 
-def _read(path: str, workspace: Workspace) -> tuple[str, bool]:
+def _read(path: str, workspace: Workspace, private: AbstractSet[Path]) -> tuple[str, bool]:
     """A file's text, and whether it goes on."""
-    descriptor = _opened(_place(path, workspace), path, folder=False)
+    place = _place(path, workspace)
+    real = place.root.joinpath(*place.names)
+    if not _PRIVATE.isdisjoint(name.lower() for name in place.names) or real in {file.resolve() for file in private}:
+        msg = f"{path} may hold keys or passwords, and is read by no tool: name another file"
+        raise ToolError(msg)
+    descriptor = _opened(place, path, folder=False)
     with os.fdopen(descriptor, "rb") as file:
         try:
-            data = file.read(LARGEST + 1)
+            # None where there is nothing to be read now.
+            data = file.read(LARGEST + 1) or b""
         except OSError as exc:
             raise _failed(exc, path) from None
     partial = len(data) > LARGEST
