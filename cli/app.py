@@ -80,10 +80,11 @@ def _root(
 
 
 def _register() -> None:
-    from . import ask, batch, config, keys, models, plugins, providers, replay, report, sessions, store, tools
+    from . import ask, batch, config, keys, models, plugins, providers, replay, report, route, sessions, store, tools
 
     app.command("ask")(ask.ask)
     app.command("batch")(batch.batch)
+    app.command("route")(route.route)
     app.command("replay")(replay.replay)
     app.command("report")(report.report)
     app.add_typer(sessions.app, name="sessions")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from contextlib import aclosing, suppress
 from importlib import import_module
 from pathlib import Path
@@ -11,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from timeline.errors import NotFound, TimelineError, UsageError
+from timeline.errors import TimelineError, UsageError
 
 from . import output
+from .question import question
 from .shown import Learning, Shown, Watched
 from .signs import ascii_only
 
 if TYPE_CHECKING:
     from timeline.cognition.processor import TurnEnd
-    from timeline.cognition.prompts import File
     from timeline.events import Event
     from timeline.runtime import Timeline
 
@@ -35,7 +34,8 @@ def ask(
     ] = None,
     *,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="PROVIDER:MODEL", help="Which model to ask.")
+        str | None,
+        typer.Option("--model", "-m", metavar="PROVIDER:MODEL", help="Which model to ask, or auto:cheapest …"),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")] = None,
     files: Annotated[
@@ -61,6 +61,10 @@ def ask(
     private: Annotated[
         bool, typer.Option("--private", help="Record tokens, times and cost, but nothing that was said.")
     ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask only models on this machine.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say whom it would go to and about what it would cost.")
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Don't render Markdown on a terminal.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No usage line, no progress, no reasoning.")] = False,
     show_cognition: Annotated[
@@ -85,11 +89,22 @@ def ask(
         msg = f"--continue means the last session and --session {session}: choose one"
         raise UsageError(msg)
     ascii_only(as_ascii)
-    prompt = _prompt(words or [])
-    attached = tuple(_file(path) for path in files or [])
-    if not (prompt or attached):
-        msg = "there is nothing to ask: give a prompt as an argument or on standard input"
-        raise UsageError(msg)
+    prompt, attached = question(words, files)
+    if dry_run:
+        from .route import explain
+
+        explain(
+            prompt,
+            model=model,
+            session="last" if go_on else session,
+            system=system,
+            files=attached,
+            max_tokens=max_tokens,
+            offline=offline,
+            dry_run=True,
+            as_json=as_json,
+        )
+        return
     shown = (
         _Json() if as_json else _Events() if as_events else Watched(plain=plain, quiet=quiet, cognition=show_cognition)
     )
@@ -107,6 +122,7 @@ def ask(
             stream=not no_stream,
             private=private,
             quiet=quiet,
+            offline=offline,
         )
     )
     if end is not None and end.error is not None:
@@ -115,15 +131,18 @@ def ask(
         raise typer.Exit(end.error.exit_code)
 
 
-async def _ask(shown: Shown, prompt: str, *, model: str | None, quiet: bool, **options: object) -> TurnEnd | None:
+async def _ask(
+    shown: Shown, prompt: str, *, model: str | None, quiet: bool, offline: bool, **options: object
+) -> TurnEnd | None:
     from timeline.config import load
     from timeline.providers.pool import Providers
 
     from .progress import Fetching
 
     with Fetching(quiet=quiet) as fetching:
-        async with Providers(load(), fetching) as providers:
-            providers.warm(model)
+        config = load(overrides={"offline": True} if offline else None)
+        async with Providers(config, fetching) as providers:
+            providers.warm(model, going_on=options["session"] is not None)
             # In a thread, so that the model begins to load meanwhile: this takes longer to import than all before.
             await asyncio.to_thread(import_module, "timeline.runtime")
             from timeline.cognition.processor import TurnEnd
@@ -166,41 +185,6 @@ async def _catch_up(timeline: Timeline, shown: Shown) -> None:
         async with asyncio.timeout(CATCH_UP_SECONDS):
             for event in await timeline.since(shown.seen[-1]):
                 shown.event(event)
-
-
-# ------------------------------------------------------------------ what is asked
-
-
-def _prompt(words: list[str]) -> str:
-    """The prompt from arguments and standard input; what is piped in stands before the words."""
-    text = " ".join(word for word in words if word != "-").strip()
-    piped = ""
-    if "-" in words or _has_input():
-        try:
-            # Decoded by hand: Python's own reading would change line ends, and replaces what is no UTF-8.
-            piped = sys.stdin.buffer.read().decode().strip()
-        except UnicodeDecodeError as exc:
-            msg = "standard input is not UTF-8 text: convert it, or attach a text file with -f"
-            raise UsageError(msg) from exc
-    return "\n\n".join(part for part in (piped, text) if part)
-
-
-def _has_input() -> bool:
-    """Whether something other than a person stands behind standard input."""
-    return not (sys.stdin.closed or sys.stdin.isatty())
-
-
-def _file(path: Path) -> File:
-    from timeline.cognition.prompts import attach
-
-    try:
-        return attach(path.name, path.read_bytes())
-    except FileNotFoundError as exc:
-        msg = f"there is no file {path}: check the path after -f"
-        raise NotFound(msg) from exc
-    except OSError as exc:
-        msg = f"{path} can't be read ({exc.strerror}): check the path after -f"
-        raise UsageError(msg) from exc
 
 
 # ------------------------------------------------------------------ what is shown to programs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from timeline.llm.pricing import ListPrice
     from timeline.providers.base import ModelInfo
 
-__all__ = ["app"]
+__all__ = ["app", "price_object"]
 
 app = typer.Typer(
     help="List the models that can be asked, fetch the embedded ones, load them ahead.", no_args_is_help=True
@@ -122,7 +121,10 @@ def _line(offer: _Offer) -> tuple[str, ...]:
     if price.rates is None:
         amounts = ("free", "free") if price.state == "free" else ("?", "?")
     else:
-        amounts = (_dollars(price.rates.input, price), _dollars(price.rates.output, price))
+        amounts = (
+            output.rate(price.rates.input, rises=price.rises),
+            output.rate(price.rates.output, rises=price.rises),
+        )
     return (
         f"{model.provider}:{model.id}",
         f"{context:,}" if context else "?",
@@ -132,22 +134,8 @@ def _line(offer: _Offer) -> tuple[str, ...]:
     )
 
 
-def _dollars(rate: Decimal | None, price: ListPrice) -> str:
-    if rate is None:
-        return "–"
-    cents = Decimal("0.01")
-    amount = rate.quantize(cents) if rate == rate.quantize(cents) else rate.normalize()
-    return f"${amount:f}{'+' if price.rises else ''}"
-
-
 def _offer_object(offer: _Offer) -> dict[str, Any]:
     model, price = offer.model, offer.price
-    rates = {
-        f"{name}_per_million": None if rate is None else float(rate)
-        for name, rate in (
-            ((name, getattr(price.rates, name)) for name in price.rates.__struct_fields__) if price.rates else ()
-        )
-    }
     can = model.capabilities
     return {
         "id": model.id,
@@ -158,14 +146,25 @@ def _offer_object(offer: _Offer) -> dict[str, Any]:
         "local": model.local,
         "digest": model.digest,
         "capabilities": can and {name: getattr(can, name) for name in ("streaming", *ABILITIES)},
-        "price": {
-            "state": price.state,
-            **rates,
-            "rises": price.rises,
-            "table": price.table,
-            "table_version": price.table_version,
-            "entry": price.entry,
-        },
+        "price": price_object(price),
+    }
+
+
+def price_object(price: ListPrice) -> dict[str, Any]:
+    """What a model costs, as `models list --json` and `route --json` print it."""
+    rates = {
+        f"{name}_per_million": None if rate is None else float(rate)
+        for name, rate in (
+            ((name, getattr(price.rates, name)) for name in price.rates.__struct_fields__) if price.rates else ()
+        )
+    }
+    return {
+        "state": price.state,
+        **rates,
+        "rises": price.rises,
+        "table": price.table,
+        "table_version": price.table_version,
+        "entry": price.entry,
     }
 
 

@@ -8,14 +8,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from timeline.config import Config
     from timeline.runtime import Timeline
 
 __all__ = ["looking"]
 
 
 @asynccontextmanager
-async def looking() -> AsyncIterator[Timeline]:
-    """The timeline of this configuration, read-only where nothing can be written.
+async def looking(loaded: Config | None = None) -> AsyncIterator[Timeline]:
+    """The timeline of a configuration, by default the one in force; read-only where nothing can be written.
 
     Raises:
         NotFound: There is no store yet.
@@ -24,7 +25,7 @@ async def looking() -> AsyncIterator[Timeline]:
     from timeline.errors import NotFound
     from timeline.runtime import Timeline
 
-    loaded = config.load()
+    loaded = loaded or config.load()
     path = loaded.paths.store
     if not path.exists():
         msg = f"there is no store at {path} yet: 'timeline ask' makes it"

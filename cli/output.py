@@ -15,6 +15,8 @@ import msgspec
 from timeline.errors import TimelineError
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from rich.console import Console
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "harmless",
     "json_errors",
     "notice",
+    "rate",
     "seconds",
     "short_path",
     "stderr",
@@ -149,6 +152,17 @@ def usd(nano: int) -> str:
     if value == 0 or value >= 0.995:  # noqa: PLR2004
         return f"${value:.2f}"
     return f"${value:.2g}" if value >= 0.0001 else f"${value:.7f}".rstrip("0")  # noqa: PLR2004
+
+
+def rate(dollars: Decimal | None, *, rises: bool = False) -> str:
+    """A price per million tokens: `$2.50`, `$0.075`; with a `+` where long prompts cost more."""
+    from decimal import Decimal
+
+    if dollars is None:
+        return "–"
+    cents = Decimal("0.01")
+    amount = dollars.quantize(cents) if dollars == dollars.quantize(cents) else dollars.normalize()
+    return f"${amount:f}{'+' if rises else ''}"
 
 
 def short_path(path: str) -> str:

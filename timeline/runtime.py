@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
+from msgspec import Struct
 from sqlalchemy import Connection
 
 import timeline
 from timeline.cognition.batch import BatchResult, BatchStatus, run_batch
 from timeline.cognition.processor import Ask, TurnEnd, answer_directly, history
 from timeline.cognition.prompt_file import Prompt
-from timeline.cognition.prompts import File
-from timeline.config import Config, load
+from timeline.cognition.prompts import File, user_message
+from timeline.config import Complexity, Config, Task, load
 from timeline.errors import UsageError
 from timeline.events import (
     CallInterrupted,
@@ -28,9 +29,10 @@ from timeline.events import (
     TurnInterrupted,
     Usage,
 )
+from timeline.llm.facts import Explained, Router, last_answer, request_of
 from timeline.llm.manager import LLMManager, Superseded
 from timeline.llm.pricing import PriceBook, estimate_tokens
-from timeline.llm.router import Candidate
+from timeline.llm.router import Asked, LastAnswer
 from timeline.projections import Projections
 from timeline.projections.batches import Batches, last_conversation
 from timeline.projections.blocks import (
@@ -67,6 +69,15 @@ def read_models() -> Projections:
     return Projections([Calls(), UsageProjection(), Blocks(), Cache(), Limits(), HealthProjection(), Batches()])
 
 
+class _Talk(Struct, frozen=True):
+    """A session as the next turn finds it."""
+
+    session_id: str | None = None
+    system: str | None = None
+    past: tuple[tuple[Message, MessageRef], ...] = ()
+    last: LastAnswer | None = None
+
+
 class Timeline:
     """Asks models, keeps what happens, and shows it again.
 
@@ -86,6 +97,7 @@ class Timeline:
         self._providers = providers
         self._prices = PriceBook(config.settings.prices, config.served)
         self._manager = LLMManager(store, clock, providers.get, self._prices, config.settings)
+        self._router = Router(config, clock, self._prices, providers.get)
 
     @classmethod
     @asynccontextmanager
@@ -148,7 +160,7 @@ class Timeline:
 
         Args:
             prompt: The user's words.
-            model: `provider:model`; by default the configured one, else the embedded model.
+            model: `provider:model`, or `auto:cheapest` and the like; by default the session's, else what is configured.
             session: Id, unique prefix, title or `last` of the session to go on with; `last` is no batch's.
             system: System prompt; by default the session's.
             files: Files that are part of the question; see `timeline.cognition.prompts.attach`.
@@ -171,35 +183,26 @@ class Timeline:
             msg = "there is nothing to ask: give a prompt as an argument or on standard input"
             raise UsageError(msg)
         _check_text(prompt, system or "", *(file.body for file in files if isinstance(file.body, str)))
-        route, why = self.config.choose(model), "default route" if model is None else "asked for"
-        provider = self._providers.get(route.provider)
-        if any(isinstance(file.body, bytes) for file in files) and not provider.capabilities.images:
-            msg = f"{route} takes no images: ask a model that does, with -m"
-            raise UsageError(msg)
-        session_id, first = self._clock.uuid7(), None
-        past: tuple[tuple[Message, MessageRef], ...] = ()
-        if session is None:
+        # The lines of a batch have nothing to do with each other.
+        talk = await self._talk(session, system) if item is None else _Talk(session, system)
+        request = request_of([*(past for past, _ in talk.past), user_message(prompt, files)], talk.system, max_tokens)
+        models = () if model is None else (self.config.parse_choice(model),)
+        routed = await self._router.route(Asked(models, request=request), talk.last)
+        if not routed.others:
+            # A key that can't be had is the user's to know, and no reason to ask a model that only stands in.
+            self._providers.get(routed.candidates[0].provider)
+        first = None
+        if talk.session_id is None:
             title = None if private else _title(prompt)
             first = SessionStarted(client_version=timeline.__version__, owner=this_process(), title=title)
-        elif item is not None:
-            session_id = session
-        else:
-            last = await self.store.query(last_conversation) if session == "last" else None
-            session_id = last or await self.find(session)
-            before = await self.session(session_id)
-            bodies = await self.bodies(before)
-            past = history(before, bodies)
-            if system is None:
-                systems = [turn.system for turn in before.turns if turn.system and not turn.item]
-                system = str(bodies[systems[-1]]) if systems and systems[-1] in bodies else None
         ask = Ask(
             prompt=prompt,
-            candidates=(Candidate(route.provider, route.model, why),),
-            session_id=session_id,
+            candidates=routed.candidates,
+            session_id=talk.session_id or self._clock.uuid7(),
             first=first,
-            system=system,
+            system=talk.system,
             files=tuple(files),
-            past=past,
+            past=talk.past,
             temperature=temperature,
             max_tokens=max_tokens,
             seed=seed,
@@ -269,6 +272,45 @@ class Timeline:
         async with aclosing(run) as items:
             async for item in items:
                 yield item
+
+    async def explain(
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        session: str | None = None,
+        system: str | None = None,
+        files: Sequence[File] = (),
+        max_tokens: int | None = None,
+        task: Task = "default",
+        complexity: Complexity | None = None,
+    ) -> Explained:
+        """Whom a question would go to, and why; asks nobody and records nothing. All else as of `ask`.
+
+        `task` is the step that the call would be made for, `default` a direct question, and `complexity`
+        that of the prompt, for `response_formatting`.
+
+        Raises:
+            UsageError, NotFound, AmbiguousName, ConfigError: The question or the settings are wrong.
+        """
+        talk = await self._talk(session, system)
+        messages = [*(message for message, _ in talk.past), user_message(prompt, files)]
+        request = request_of(messages, talk.system, max_tokens)
+        models = () if model is None else (self.config.parse_choice(model),)
+        return await self._router.explain(Asked(models, task, complexity, request), talk.last)
+
+    async def _talk(self, session: str | None, system: str | None) -> _Talk:
+        """What came before a turn."""
+        if session is None:
+            return _Talk(system=system)
+        last = await self.store.query(last_conversation) if session == "last" else None
+        session_id = last or await self.find(session)
+        before = await self.session(session_id)
+        bodies = await self.bodies(before)
+        if system is None:
+            systems = [turn.system for turn in before.turns if turn.system and not turn.item]
+            system = str(bodies[systems[-1]]) if systems and systems[-1] in bodies else None
+        return _Talk(session_id, system, history(before, bodies), last_answer(before))
 
     async def models(self, provider: str) -> list[ModelInfo]:
         """The models that a provider offers now.

@@ -40,7 +40,9 @@ def sent(home: Home, backend: Backend, model: str = "t:m", **env: str) -> str | 
 
 
 def configure(home: Home, **providers: Any) -> None:
-    (home.path / "config.yaml").write_text(json.dumps({"llm_providers": providers}))
+    (home.path / "config.yaml").write_text(
+        json.dumps({"llm_providers": providers, "routing_strategy": {"fallback": None}})
+    )
 
 
 # ------------------------------------------------------------------ keeping

@@ -60,9 +60,12 @@ async def events_of(tmp_path: Path, dialect: str, url: str, *, stream: bool = Tr
     limits = {"connect": 2, "first_byte": 0.5, "between_chunks": 0.5, "total": 2}
     entry: dict[str, Any] = {"kind": dialect, "base_url": url, "timeouts": limits}
     entry |= {} if dialect == "ollama" else {"api_key": "key-0123456789"}
-    config = load(
-        find_paths(environ, tmp_path), environ, tmp_path, {"llm_providers": {"p": entry}, "retry": {"max_attempts": 1}}
-    )
+    settings = {
+        "llm_providers": {"p": entry},
+        "retry": {"max_attempts": 1},
+        "routing_strategy": {"fallback": None},
+    }
+    config = load(find_paths(environ, tmp_path), environ, tmp_path, settings)
     async with Providers(config) as providers, Timeline.open(providers=providers) as timeline:
         seen = [item async for item in timeline.ask("hi", model="p:m", stream=stream)]
         session = await timeline.find("last")

@@ -99,12 +99,14 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(tmp_path: Path, **providers: dict[str, Any]) -> Config:
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
-    (home / "config.yaml").write_text(json.dumps({"llm_providers": providers}))
+    (home / "config.yaml").write_text(json.dumps({"llm_providers": providers, "routing_strategy": {"fallback": None}}))
     return load(environ={"TIMELINE_HOME": str(home), "HOME": str(home)}, cwd=home)
 
 
 def configure(home: Home, **providers: dict[str, Any]) -> None:
-    (home.path / "config.yaml").write_text(json.dumps({"llm_providers": providers}))
+    (home.path / "config.yaml").write_text(
+        json.dumps({"llm_providers": providers, "routing_strategy": {"fallback": None}})
+    )
 
 
 # ------------------------------------------------------------------ the example, installed

@@ -450,7 +450,11 @@ def test_estimate_counts_a_token_for_four_characters() -> None:
 
 def configure(home: Home, **more: Any) -> None:
     entry = {"base_url": home.url, "api_key": "sk-0123456789", "models": ["gpt-4o"]}
-    settings = {"llm_providers": {"openai": entry}, "routing_strategy": {"default": "openai:gpt-4o"}, **more}
+    settings = {
+        "llm_providers": {"openai": entry},
+        "routing_strategy": {"default": "openai:gpt-4o", "fallback": None},
+        **more,
+    }
     (home.path / "config.yaml").write_text(json.dumps(settings))
 
 

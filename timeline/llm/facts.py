@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Literal
+
+import msgspec
+from msgspec import Struct
 
 from timeline.config import KINDS, Auto, Choice, Complexity, Config, ModelRef
 from timeline.errors import TimelineError, UsageError
-from timeline.events import Clock
-from timeline.llm.pricing import PriceBook
-from timeline.llm.ranking import ModelFacts
+from timeline.events import Clock, Usage
+from timeline.llm.pricing import PriceBook, estimate_tokens
+from timeline.llm.ranking import ModelFacts, ModelStats, Request, answer_tokens
 from timeline.llm.router import FALLBACK, Asked, Facts, LastAnswer, Rejected, Routed, route
 from timeline.projections.blocks import Session
-from timeline.providers.base import Capabilities, LLMProvider
+from timeline.providers.base import Capabilities, ImagePart, LLMProvider, Message
 from timeline.providers.reach import Network, network, on_own_link, runs_here
 
-__all__ = ["Router", "last_answer"]
+__all__ = ["Explained", "Past", "Router", "last_answer", "refusal", "request_of"]
 
 SHORT = 1000
 """Tokens, as estimated, that fit the context of every model that is served: nothing has to be looked up for them."""
@@ -23,6 +26,32 @@ EMBEDDED_CONTEXT = 8192
 """Tokens of context of an embedded model at most, unless the settings say more."""
 
 Offline = Literal["configured", "no network"]
+
+
+class Past(Struct, frozen=True):
+    """What the log says of a model; the fields are those of `ModelFacts`."""
+
+    stats: ModelStats | None = None
+    open_until: int | None = None
+    limited_until: int | None = None
+
+
+class Explained(Struct, frozen=True):
+    """A decision and what it was made from."""
+
+    asked: Asked
+    facts: Facts
+    routed: Routed
+
+
+def request_of(messages: Sequence[Message], system: str | None, max_tokens: int | None) -> Request:
+    """What a model must take to be sent these messages."""
+    parts = [part for message in messages if not isinstance(message.content, str) for part in message.content]
+    return Request(
+        input_tokens=estimate_tokens(system or "", *(message.text for message in messages)),
+        max_tokens=max_tokens,
+        images=any(isinstance(part, ImagePart) for part in parts),
+    )
 
 
 def last_answer(session: Session) -> LastAnswer | None:
@@ -50,6 +79,7 @@ class Router:
         prices: What models cost.
         get: The provider of a name; asked only for plugins, of which the settings don't say enough.
         look: Whether there is a network.
+        past: What the log says of models; None where there is no log.
     """
 
     def __init__(
@@ -59,12 +89,14 @@ class Router:
         prices: PriceBook,
         get: Callable[[str], LLMProvider],
         look: Callable[[], Network] = network,
+        past: Callable[[Sequence[ModelRef]], Awaitable[Mapping[ModelRef, Past]]] | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
         self._prices = prices
         self._get = get
         self._look = look
+        self._past = past
 
     async def route(self, asked: Asked, last: LastAnswer | None = None) -> Routed:
         """Whom a call may go to; at least one.
@@ -77,23 +109,23 @@ class Router:
             ConfigError: A route names no model, or the settings of the only models that were wanted are wrong.
             NotFound, MissingKey, UsageError: None of those that were wanted can be asked.
         """
-        facts = await self.facts(asked, last)
+        facts = await self._facts(asked, last)
         routed = route(asked, facts, self._clock.now())
         if not routed.candidates:
-            raise self._refusal(routed, facts)
+            raise refusal(routed, facts)
         return routed
 
-    async def facts(self, asked: Asked, last: LastAnswer | None = None, *, all_prices: bool = False) -> Facts:
-        """What there is to know for a decision.
-
-        Args:
-            asked: What the call needs.
-            last: Of the session that goes on.
-            all_prices: Look up prices and contexts also where the decision doesn't depend on them.
+    async def explain(self, asked: Asked, last: LastAnswer | None = None) -> Explained:
+        """The same, with all that is known of everybody; also where nobody can be asked.
 
         Raises:
             ConfigError: A route names no model.
         """
+        facts = await self._facts(asked, last, everything=True)
+        return Explained(asked, facts, route(asked, facts, self._clock.now()))
+
+    async def _facts(self, asked: Asked, last: LastAnswer | None, *, everything: bool = False) -> Facts:
+        """What there is to know for a decision; `everything`: also what it doesn't depend on."""
         config = self._config
         chosen, name = ((), asked.task) if asked.models else config.route_for(asked.task)
         tiers: dict[Complexity, tuple[Choice, ...]] = {}
@@ -105,7 +137,8 @@ class Router:
         offered = config.offered if automatic else ()
         refs = [choice for choice in choices if isinstance(choice, ModelRef)]
         refs = list(dict.fromkeys([*refs, *offered, *([last.model] if last else [])]))
-        looked_up = automatic or all_prices or asked.request.input_tokens > SHORT
+        prices = automatic or everything or asked.request.input_tokens > SHORT
+        past = await self._past(refs) if self._past and (automatic or everything) else {}
         offline, reach = self._reach(refs)
         return Facts(
             route=chosen,
@@ -113,29 +146,35 @@ class Router:
             tiers=tiers,
             fallback=fallback,
             offered=offered,
-            models={ref: await self._known(ref, asked, reach, prices=looked_up) for ref in refs},
+            models={ref: await self._known(ref, asked, reach, past.get(ref, Past()), prices=prices) for ref in refs},
             last=last,
             offline=offline,
         )
 
     # -------------------------------------------------------------- one model
 
-    async def _known(self, ref: ModelRef, asked: Asked, reach: Network, *, prices: bool) -> ModelFacts:
-        request = asked.request
-        needs = request.tools or request.schema or request.images
+    async def _known(self, ref: ModelRef, asked: Asked, reach: Network, past: Past, *, prices: bool) -> ModelFacts:
+        request, config, now = asked.request, self._config, self._clock.now()
         try:
-            here = self._here(ref, reach)
-            problem = self._config.problem(ref.provider)
-            able = self._capabilities(ref) if needs else None
+            facts = ModelFacts(
+                here=self._here(ref, reach),
+                problem=config.problem(ref.provider),
+                capabilities=self._capabilities(ref) if request.tools or request.schema or request.images else None,
+                context=self._context(ref),
+                stats=past.stats,
+                open_until=past.open_until,
+                limited_until=past.limited_until,
+            )
+            free = prices and self._free(ref)
         except TimelineError as exc:
             return ModelFacts(problem=exc)
-        facts = ModelFacts(here=here, problem=problem, capabilities=able, context=self._context(ref))
-        if not prices or problem is not None:
+        if not prices:
             return facts
-        free = self._free(ref)
         await self._prices.ready(ref.provider, ref.model, local=free)
-        price = self._prices.listed(ref.provider, ref.model, local=free, at=self._clock.now())
-        return ModelFacts(here=here, capabilities=able, context=facts.context or price.context, price=price)
+        price = self._prices.listed(ref.provider, ref.model, local=free, at=now)
+        usage = Usage(input=request.input_tokens, output=answer_tokens(request, past.stats))
+        estimate = self._prices.cost(ref.provider, (ref.model,), usage, local=free, at=now)
+        return msgspec.structs.replace(facts, price=price, estimate=estimate, context=facts.context or price.context)
 
     def _here(self, ref: ModelRef, reach: Network) -> bool:
         here = runs_here(self._config, ref)
@@ -187,18 +226,16 @@ class Router:
         except TimelineError:
             return False
 
-    # -------------------------------------------------------------- nobody
 
-    def _refusal(self, routed: Routed, facts: Facts) -> TimelineError:
-        """Why nobody can be asked: what is wrong with the first that was wanted."""
-        first = next(iter(routed.rejected), None)
-        if first is None:
-            msg = "auto: has no model to choose from: list some under llm_providers"
-            return UsageError(msg)
-        problem = facts.of(ModelRef(first.provider, first.model)).problem
-        if first.ground == "unusable" and problem is not None:
-            return problem
-        return UsageError(f"{first}: {_remedy(first)}")
+def refusal(routed: Routed, facts: Facts) -> TimelineError:
+    """Why nobody can be asked: what is wrong with the first that was wanted."""
+    first = next(iter(routed.rejected), None)
+    if first is None:
+        return UsageError("there is no model to choose from: list some under llm_providers, or name one with -m")
+    problem = facts.of(ModelRef(first.provider, first.model)).problem
+    if first.ground == "unusable" and problem is not None:
+        return problem
+    return UsageError(f"{first}: {_remedy(first)}")
 
 
 def _remedy(rejected: Rejected) -> str:

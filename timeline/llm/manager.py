@@ -169,6 +169,8 @@ class LLMManager:
         contents: Sequence[str | bytes],
     ) -> Chain:
         timeout = context.timeout if context.timeout is not None else self._settings.retry.timeout
+        wanted = candidates[0]
+        instead = wanted.instead
         return Chain(
             call_id=self._clock.short_id(),
             context=context,
@@ -177,8 +179,9 @@ class LLMManager:
             ],
             opening=opening,
             contents=contents,
-            wanted=candidates[0],
+            wanted=wanted,
             deadline=None if timeout is None else self._clock.monotonic() + timeout,
+            notes=[CallRerouted(instead.name, str(wanted), instead.why)] if instead else [],
         )
 
     def _attempt(self, chain: Chain, option: Option) -> Attempt:

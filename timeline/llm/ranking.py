@@ -1,6 +1,6 @@
 """What each `auto:…` means: which of several models is cheapest, fastest, best or a balance, and in what words.
 
-Prices are those of the price table, times those of past calls. Nobody can measure how good an answer is, and a
+Prices are those of the price table, speeds those of past calls. Nobody can measure how good an answer is, and a
 high price is no proof: `best` is the order in which the user lists the models.
 """
 
@@ -13,11 +13,22 @@ from msgspec import Struct
 
 from timeline.config import ModelRef, Strategy
 from timeline.errors import TimelineError
+from timeline.events import Cost
 from timeline.llm.pricing import ListPrice
 from timeline.projections.health import ModelStats
 from timeline.providers.base import Capabilities
 
-__all__ = ["TYPICAL_OUTPUT", "ModelFacts", "ModelStats", "Ranked", "Request", "answer_tokens", "cost_of", "rank"]
+__all__ = [
+    "TYPICAL_OUTPUT",
+    "ModelFacts",
+    "ModelStats",
+    "Ranked",
+    "Request",
+    "answer_tokens",
+    "price_words",
+    "rank",
+    "speed_words",
+]
 
 TYPICAL_OUTPUT = 500
 """Tokens of an answer of which nothing is known."""
@@ -52,6 +63,7 @@ class ModelFacts(Struct, frozen=True):
         capabilities: What it can do.
         context: Most tokens of prompt and answer together.
         price: In the price table.
+        estimate: About what this request would cost.
         stats: Of past calls.
         open_until: Until when the circuit breaker keeps it from being asked, µs UTC.
         limited_until: Until when a rate limit does.
@@ -62,6 +74,7 @@ class ModelFacts(Struct, frozen=True):
     capabilities: Capabilities | None = None
     context: int | None = None
     price: ListPrice = ListPrice("unpriced")
+    estimate: Cost = Cost("unpriced")
     stats: ModelStats | None = None
     open_until: int | None = None
     limited_until: int | None = None
@@ -111,23 +124,13 @@ def rank(
 # ------------------------------------------------------------------ scores: the lower, the sooner
 
 
-Score = tuple[bool, float | Decimal]
+Score = tuple[bool, float]
 
 
 def answer_tokens(request: Request, stats: ModelStats | None) -> int:
     """About how many tokens a model will answer with."""
     usual = (stats and stats.output_tokens) or TYPICAL_OUTPUT
     return min(usual, request.max_tokens) if request.max_tokens else usual
-
-
-def cost_of(request: Request, facts: ModelFacts) -> Decimal | None:
-    """About what a model will take for a request, US dollars; None where its price is unknown."""
-    rates = facts.price.rates
-    if rates is None:
-        return Decimal(0) if facts.price.state == "free" else None
-    tokens = request.input_tokens or 1
-    total = tokens * (rates.input or 0) + answer_tokens(request, facts.stats) * (rates.output or 0)
-    return Decimal(total) / 1_000_000
 
 
 def _seconds(request: Request, stats: ModelStats | None) -> float | None:
@@ -141,10 +144,10 @@ def _seconds(request: Request, stats: ModelStats | None) -> float | None:
 
 
 def _by_cost(
-    refs: Sequence[ModelRef], known: Callable[[ModelRef], ModelFacts], request: Request
+    refs: Sequence[ModelRef], known: Callable[[ModelRef], ModelFacts], _request: Request
 ) -> dict[ModelRef, Score]:
-    costs = {ref: cost_of(request, known(ref)) for ref in refs}
-    return {ref: (cost is None, cost or 0) for ref, cost in costs.items()}
+    costs = {ref: known(ref).estimate for ref in refs}
+    return {ref: (cost.state == "unpriced", cost.nano_usd or 0) for ref, cost in costs.items()}
 
 
 def _by_time(

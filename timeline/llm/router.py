@@ -45,6 +45,7 @@ class Candidate(Struct, frozen=True):
         why: Why this model, in words for people and the log.
         context: Most tokens of prompt and answer together, where that is known.
         fallback: Whether it stands in for what was wanted, and the user is to be told.
+        instead: On the first candidate: who was wanted before it and won't be asked.
     """
 
     provider: str
@@ -52,6 +53,7 @@ class Candidate(Struct, frozen=True):
     why: str
     context: int | None = None
     fallback: bool = False
+    instead: Rejected | None = None
 
     def __str__(self) -> str:
         return f"{self.provider}:{self.model}"
@@ -71,8 +73,13 @@ class Rejected(Struct, frozen=True):
     why: str
     ground: Ground
 
+    @property
+    def name(self) -> str:
+        """`provider:model`."""
+        return f"{self.provider}:{self.model}"
+
     def __str__(self) -> str:
-        return f"{self.provider}:{self.model} {self.why}"
+        return f"{self.name} {self.why}"
 
 
 class Routed(Struct, frozen=True):
@@ -85,6 +92,11 @@ class Routed(Struct, frozen=True):
 
     candidates: tuple[Candidate, ...]
     rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def others(self) -> bool:
+        """Whether more than one candidate is what was wanted, and doesn't only stand in."""
+        return sum(not each.fallback for each in self.candidates) > 1
 
 
 class LastAnswer(Struct, frozen=True):
@@ -263,14 +275,14 @@ def _objection(wanted: _Wanted, asked: Asked, facts: Facts) -> tuple[str, Ground
 
 
 def _candidates(chain: Iterable[_Wanted], refused: Mapping[ModelRef, Rejected], facts: Facts) -> Iterable[Candidate]:
-    before: list[Rejected] = []
+    before: Rejected | None = None
     first = True
     for wanted in chain:
         if wanted.ref in refused:
-            before.append(refused[wanted.ref])
+            before = before or refused[wanted.ref]
             continue
-        # Whoever answers instead of the one that was wanted says why that one doesn't.
-        instead = f", as {before[0]}" if first and before else ""
-        context = facts.of(wanted.ref).context
-        yield Candidate(wanted.ref.provider, wanted.ref.model, wanted.why + instead, context, wanted.fallback)
+        instead = before if first else None
         first = False
+        why = f"{wanted.why}, as {instead}" if instead else wanted.why
+        context = facts.of(wanted.ref).context
+        yield Candidate(wanted.ref.provider, wanted.ref.model, why, context, wanted.fallback, instead)

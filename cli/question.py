@@ -1,0 +1,61 @@
+"""What a command is asked: words on its line, standard input and files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from timeline.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from timeline.cognition.prompts import File
+
+__all__ = ["question"]
+
+
+def question(words: Sequence[str] | None, paths: Sequence[Path] | None) -> tuple[str, tuple[File, ...]]:
+    """The prompt and the files that go with it.
+
+    Raises:
+        NotFound, UsageError: There is nothing to ask, or a file or standard input can't be read.
+    """
+    prompt = _prompt(words or [])
+    files = tuple(_file(path) for path in paths or [])
+    if not (prompt or files):
+        msg = "there is nothing to ask: give a prompt as an argument or on standard input"
+        raise UsageError(msg)
+    return prompt, files
+
+
+def _prompt(words: Sequence[str]) -> str:
+    """The prompt from arguments and standard input; what is piped in stands before the words."""
+    text = " ".join(word for word in words if word != "-").strip()
+    piped = ""
+    if "-" in words or _has_input():
+        try:
+            # Decoded by hand: Python's own reading would change line ends, and replaces what is no UTF-8.
+            piped = sys.stdin.buffer.read().decode().strip()
+        except UnicodeDecodeError as exc:
+            msg = "standard input is not UTF-8 text: convert it, or attach a text file with -f"
+            raise UsageError(msg) from exc
+    return "\n\n".join(part for part in (piped, text) if part)
+
+
+def _has_input() -> bool:
+    """Whether something other than a person stands behind standard input."""
+    return not (sys.stdin.closed or sys.stdin.isatty())
+
+
+def _file(path: Path) -> File:
+    from timeline.cognition.prompts import attach
+
+    try:
+        return attach(path.name, path.read_bytes())
+    except FileNotFoundError as exc:
+        msg = f"there is no file {path}: check the path after -f"
+        raise NotFound(msg) from exc
+    except OSError as exc:
+        msg = f"{path} can't be read ({exc.strerror}): check the path after -f"
+        raise UsageError(msg) from exc

@@ -1,0 +1,277 @@
+"""`timeline route`: whom a question would go to, in which order and why, without asking anybody."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from timeline.errors import NotFound, UsageError
+
+from . import output
+from .question import question
+
+if TYPE_CHECKING:
+    from timeline.cognition.prompts import File
+    from timeline.config import Complexity, Task
+    from timeline.llm.facts import Explained
+    from timeline.llm.ranking import ModelFacts
+
+__all__ = ["explain", "route"]
+
+Step = Literal["query_routing", "tool_calling", "response_formatting"]
+
+
+def route(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What you would ask; `-` reads it from standard input.")
+    ] = None,
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", metavar="PROVIDER:MODEL", help="Which model you would ask for, or auto:cheapest …"
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Option("--file", "-f", metavar="FILE", help="A file to go with it; repeatable.")
+    ] = None,
+    go_on: Annotated[bool, typer.Option("--continue", "-c", help="As a part of the last session.")] = False,
+    session: Annotated[str | None, typer.Option("--session", metavar="SESSION", help="As a part of this one.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens to answer with.")] = None,
+    step: Annotated[
+        Step | None, typer.Option("--step", help="Of this step of the pipeline; a direct question by default.")
+    ] = None,
+    complexity: Annotated[
+        Literal["low", "medium", "high"] | None,
+        typer.Option("--complexity", help="If the prompt is found to be so complex."),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Only models on this machine.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Also say about what each would cost.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say whom a question would go to, and why. Asks nobody, costs nothing, records nothing.
+
+    Example: [bold]timeline route --dry-run -m auto:cheapest "Why is the sky blue?"[/bold]
+    """
+    if go_on and session:
+        msg = f"--continue means the last session and --session {session}: choose one"
+        raise UsageError(msg)
+    prompt, attached = question(words, files)
+    explain(
+        prompt,
+        model=model,
+        session="last" if go_on else session,
+        system=system,
+        files=attached,
+        max_tokens=max_tokens,
+        task=step or ("response_formatting" if complexity else "default"),
+        complexity=complexity,
+        offline=offline,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+
+
+def explain(
+    prompt: str,
+    *,
+    model: str | None,
+    session: str | None,
+    system: str | None,
+    files: tuple[File, ...],
+    max_tokens: int | None,
+    offline: bool,
+    dry_run: bool,
+    as_json: bool,
+    task: Task = "default",
+    complexity: Complexity | None = None,
+) -> None:
+    """Print whom a question would go to; arguments as of `Timeline.explain`."""
+    from .app import wait_for
+
+    explained = wait_for(
+        _explained(
+            prompt,
+            model=model,
+            session=session,
+            system=system,
+            files=files,
+            max_tokens=max_tokens,
+            task=task,
+            complexity=complexity,
+            offline=offline,
+        )
+    )
+    now = time.time_ns() // 1000
+    if as_json:
+        output.emit_json(_object(explained, estimates=dry_run, now=now))
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _lines(explained, now, estimates=dry_run))
+    if not explained.routed.candidates:
+        from timeline.llm.facts import refusal
+
+        error = refusal(explained.routed, explained.facts)
+        # With --json it has been said; what is left to tell is the exit code.
+        raise typer.Exit(error.exit_code) if as_json else error
+
+
+async def _explained(
+    prompt: str,
+    *,
+    model: str | None,
+    session: str | None,
+    system: str | None,
+    files: tuple[File, ...],
+    max_tokens: int | None,
+    task: Task,
+    complexity: Complexity | None,
+    offline: bool,
+) -> Explained:
+    from timeline.cognition.prompts import user_message
+    from timeline.config import load
+    from timeline.events import Clock
+    from timeline.llm.facts import Router, request_of
+    from timeline.llm.pricing import PriceBook
+    from timeline.llm.router import Asked
+    from timeline.providers.pool import Providers
+
+    from .opening import looking
+
+    config = load(overrides={"offline": True} if offline else None)
+    if config.paths.store.exists():
+        async with looking(config) as timeline:
+            return await timeline.explain(
+                prompt,
+                model=model,
+                session=session,
+                system=system,
+                files=files,
+                max_tokens=max_tokens,
+                task=task,
+                complexity=complexity,
+            )
+    if session is not None:
+        msg = "there is no session yet: 'timeline ask' begins one"
+        raise NotFound(msg)
+    # Nothing was ever recorded, and this is no reason to begin.
+    async with Providers(config) as providers:
+        router = Router(config, Clock(), PriceBook(config.settings.prices, config.served), providers.get)
+        models = () if model is None else (config.parse_choice(model),)
+        request = request_of([user_message(prompt, files)], system, max_tokens)
+        return await router.explain(Asked(models, task, complexity, request))
+
+
+def _lines(explained: Explained, now: int, *, estimates: bool) -> list[str]:
+    from timeline.config import ModelRef
+    from timeline.llm.ranking import answer_tokens, speed_words
+
+    facts, request = explained.facts, explained.asked.request
+    rows = []
+    for number, each in enumerate(explained.routed.candidates, 1):
+        known = facts.of(ModelRef(each.provider, each.model))
+        about = (_about(known),) if estimates else ()
+        context = f"{known.context:,}" if known.context else "?"
+        rows.append((str(number), str(each), *_rates(known), context, *about, each.why))
+    header = ("", "model", "input", "output", "context", *(("about",) if estimates else ()), "why")
+    lines = output.columns([header, *rows], right=(0, 2, 3, 4, 5) if estimates else (0, 2, 3, 4)) if rows else []
+    for each in explained.routed.candidates:
+        known = facts.of(ModelRef(each.provider, each.model))
+        if known.waits(now) or known.stats:
+            lines.append(f"{each}: {known.waits(now) or 'well'}, {speed_words(known.stats)}")
+    lines += [f"not asked: {each}" for each in explained.routed.rejected]
+    if estimates:
+        answers = {answer_tokens(request, known.stats) for known in facts.models.values()} or {0}
+        most = f"{min(answers):,}" if len(answers) == 1 else f"{min(answers):,} to {max(answers):,}"
+        lines.append(f"about {request.input_tokens:,} tokens in and {most} out; a model may write more or less")
+    return lines
+
+
+def _rates(known: ModelFacts) -> tuple[str, str]:
+    price = known.price
+    if price.rates is None:
+        return ("free", "free") if price.state == "free" else ("?", "?")
+    return output.rate(price.rates.input, rises=price.rises), output.rate(price.rates.output, rises=price.rises)
+
+
+def _about(known: ModelFacts) -> str:
+    cost = known.estimate
+    if cost.state == "priced":
+        return output.usd(cost.nano_usd or 0)
+    return "free" if cost.state == "free" else "?"
+
+
+def _object(explained: Explained, *, estimates: bool, now: int) -> dict[str, Any]:
+    """What `route --json` prints; with `estimates` what each would cost."""
+    from timeline.config import ModelRef
+    from timeline.llm.ranking import answer_tokens
+
+    from .models import price_object
+
+    facts, asked, routed = explained.facts, explained.asked, explained.routed
+
+    def known(provider: str, model: str) -> dict[str, Any]:
+        of = facts.of(ModelRef(provider, model))
+        stats = of.stats
+        value = {
+            "context": of.context,
+            "here": of.here,
+            "price": price_object(of.price),
+            "waits": of.waits(now),
+            "open_until": of.open_until if (of.open_until or 0) > now else None,
+            "limited_until": of.limited_until if (of.limited_until or 0) > now else None,
+            "stats": None
+            if stats is None
+            else {
+                "calls": stats.calls,
+                "error_rate": stats.error_rate,
+                "time_to_first_token_seconds": stats.time_to_first_token,
+                "tokens_per_second": stats.tokens_per_second,
+                "output_tokens": stats.output_tokens,
+                "cost_usd": _usd(stats.cost_nano_usd),
+            },
+        }
+        if estimates:
+            value["estimate"] = {
+                "output_tokens": answer_tokens(asked.request, stats),
+                "state": of.estimate.state,
+                "usd": 0.0 if of.estimate.state == "free" else _usd(of.estimate.nano_usd),
+            }
+        return value
+
+    return {
+        "task": asked.task,
+        "complexity": asked.complexity,
+        "input_tokens": asked.request.input_tokens,
+        "max_tokens": asked.request.max_tokens,
+        "offline": facts.offline,
+        "session_model": str(facts.last.model) if facts.last else None,
+        "candidates": [
+            {
+                "provider": each.provider,
+                "model": each.model,
+                "why": each.why,
+                "fallback": each.fallback,
+                **known(each.provider, each.model),
+            }
+            for each in routed.candidates
+        ],
+        "rejected": [
+            {
+                "provider": each.provider,
+                "model": each.model,
+                "why": each.why,
+                "ground": each.ground,
+                **known(each.provider, each.model),
+            }
+            for each in routed.rejected
+        ],
+    }
+
+
+def _usd(nano: int | None) -> float | None:
+    return None if nano is None else nano / 1_000_000_000
