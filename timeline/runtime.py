@@ -97,7 +97,7 @@ class Timeline:
         self._providers = providers
         self._prices = PriceBook(config.settings.prices, config.served)
         self._manager = LLMManager(store, clock, providers.get, self._prices, config.settings)
-        self._router = Router(config, clock, self._prices, providers.get)
+        self._router = Router(config, clock, self._prices, providers.get, query=store.query)
 
     @classmethod
     @asynccontextmanager

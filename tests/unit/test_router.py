@@ -13,8 +13,9 @@ from timeline.config import Auto, ModelRef
 from timeline.errors import MissingKey
 from timeline.events import Cost
 from timeline.llm.pricing import ListPrice, Rates
-from timeline.llm.ranking import ModelFacts, ModelStats, Request
+from timeline.llm.ranking import ModelFacts, Request
 from timeline.llm.router import Asked, Facts, LastAnswer, Routed, route
+from timeline.projections.health import ModelStats
 from timeline.providers.base import Capabilities
 
 NOW = 1_000_000
@@ -215,9 +216,8 @@ def test_balanced_is_the_least_sum_of_places_by_price_and_by_time() -> None:
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ({"open_until": NOW + 1}, "behind the others as it failed several times in a row"),
+        ({"open_until": NOW + 1}, "behind the others as its circuit is open after failures"),
         ({"limited_until": NOW + 1}, "behind the others as its rate limit is reached"),
-        ({"stats": ModelStats(10, error_rate=0.8)}, "behind the others as 80% of its recent calls failed"),
     ],
 )
 def test_who_had_better_not_be_asked_stands_behind_the_others(state: dict[str, Any], said: str) -> None:

@@ -302,7 +302,8 @@ class Config:
     def problem(self, name: str) -> TimelineError | None:
         """Why an enabled provider could not be used now, as far as that shows without a `key_cmd` or the keyring."""
         try:
-            if any(found.value is None for found in self.keys(name)[:1]):
+            found = next(self._keys(name, self.settings.llm_providers.get(name) or ProviderConfig()), None)
+            if found is not None and found.value is None:
                 return None
             self.provider(name)
         except TimelineError as exc:

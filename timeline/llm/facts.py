@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
+from sqlalchemy import Connection, select
 
-from timeline.config import KINDS, Auto, Choice, Complexity, Config, ModelRef
+from timeline.config import KINDS, Auto, Choice, Complexity, Config, ModelRef, ProviderConfig, Settings
 from timeline.errors import TimelineError, UsageError
 from timeline.events import Clock, Usage
+from timeline.llm import breaker, limiter
 from timeline.llm.pricing import PriceBook, estimate_tokens
-from timeline.llm.ranking import ModelFacts, ModelStats, Request, answer_tokens
+from timeline.llm.ranking import ModelFacts, Request, answer_tokens
 from timeline.llm.router import FALLBACK, Asked, Facts, LastAnswer, Rejected, Routed, route
 from timeline.projections.blocks import Session
+from timeline.projections.calls import attempts
+from timeline.projections.health import ModelStats, read_health, read_stats
+from timeline.projections.limit_facts import Configured, read_limits
 from timeline.providers.base import Capabilities, ImagePart, LLMProvider, Message
 from timeline.providers.reach import Network, network, on_own_link, runs_here
+from timeline.store import is_alive
 
-__all__ = ["Explained", "Past", "Router", "last_answer", "refusal", "request_of"]
+__all__ = ["Explained", "Past", "Router", "last_answer", "read_past", "refusal", "request_of"]
 
 SHORT = 1000
 """Tokens, as estimated, that fit the context of every model that is served: nothing has to be looked up for them."""
@@ -61,13 +67,46 @@ def last_answer(session: Session) -> LastAnswer | None:
     """
     for turn in reversed(session.turns):
         answer = turn.answer
-        if turn.state != "completed" or answer is None:
+        if turn.state != "completed" or answer is None or turn.item:
             continue
         tried = [item for step in turn.steps for item in step.attempts if item.call_id == answer.call_id]
         wanted = next((item for item in tried if not item.why.startswith(FALLBACK)), None)
         if wanted is not None and wanted.provider:
             return LastAnswer(ModelRef(wanted.provider, wanted.model), wanted.why)
     return None
+
+
+def read_past(
+    conn: Connection, refs: Iterable[ModelRef], settings: Settings, request: Request, now: int
+) -> dict[ModelRef, Past]:
+    """What the log says of models.
+
+    Args:
+        conn: Any connection.
+        refs: Which models.
+        settings: With the limits that are configured.
+        request: What is to be asked: some limits count tokens.
+        now: µs UTC.
+    """
+    stats = read_stats(conn)
+    found = {}
+    for ref in refs:
+        written = settings.llm_providers.get(ref.provider, ProviderConfig())
+        configured = Configured(written.rpm, written.tpm, written.max_concurrent)
+        of_model = (attempts.c.provider == ref.provider, attempts.c.model == ref.model)
+        key = conn.execute(
+            select(attempts.c.key).where(*of_model).order_by(attempts.c.first_position.desc()).limit(1)
+        ).scalar()
+        facts = read_limits(conn, ref.provider, ref.model, key, configured, now, alive=is_alive)
+        tokens = request.input_tokens + answer_tokens(request, stats.get((ref.provider, ref.model)))
+        limited = limiter.decide(facts, limiter.Needed(tokens=tokens, input_tokens=request.input_tokens), now)
+        circuit = breaker.decide(read_health(conn, ref.provider, ref.model, now, alive=is_alive), now)
+        found[ref] = Past(
+            stats=stats.get((ref.provider, ref.model)),
+            open_until=circuit.until if isinstance(circuit, breaker.Open) else None,
+            limited_until=limited.until_us if isinstance(limited, limiter.Wait) else None,
+        )
+    return found
 
 
 class Router:
@@ -79,7 +118,7 @@ class Router:
         prices: What models cost.
         get: The provider of a name; asked only for plugins, of which the settings don't say enough.
         look: Whether there is a network.
-        past: What the log says of models; None where there is no log.
+        query: Reads from the log's read models, as `EventStore.query`; None where there is no log.
     """
 
     def __init__(
@@ -89,14 +128,14 @@ class Router:
         prices: PriceBook,
         get: Callable[[str], LLMProvider],
         look: Callable[[], Network] = network,
-        past: Callable[[Sequence[ModelRef]], Awaitable[Mapping[ModelRef, Past]]] | None = None,
+        query: Callable[[Callable[[Connection], dict[ModelRef, Past]]], Awaitable[dict[ModelRef, Past]]] | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
         self._prices = prices
         self._get = get
         self._look = look
-        self._past = past
+        self._query = query
 
     async def route(self, asked: Asked, last: LastAnswer | None = None) -> Routed:
         """Whom a call may go to; at least one.
@@ -138,7 +177,10 @@ class Router:
         refs = [choice for choice in choices if isinstance(choice, ModelRef)]
         refs = list(dict.fromkeys([*refs, *offered, *([last.model] if last else [])]))
         prices = automatic or everything or asked.request.input_tokens > SHORT
-        past = await self._past(refs) if self._past and (automatic or everything) else {}
+        past: dict[ModelRef, Past] = {}
+        if self._query and (automatic or everything):
+            now, settings = self._clock.now(), config.settings
+            past = await self._query(lambda conn: read_past(conn, refs, settings, asked.request, now))
         offline, reach = self._reach(refs)
         return Facts(
             route=chosen,

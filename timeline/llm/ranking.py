@@ -21,7 +21,6 @@ from timeline.providers.base import Capabilities
 __all__ = [
     "TYPICAL_OUTPUT",
     "ModelFacts",
-    "ModelStats",
     "Ranked",
     "Request",
     "answer_tokens",
@@ -32,10 +31,6 @@ __all__ = [
 
 TYPICAL_OUTPUT = 500
 """Tokens of an answer of which nothing is known."""
-FAILS = 0.5
-"""Share of a model's recent calls that must have failed for it to stand behind the others."""
-FEW_CALLS = 5
-"""Calls that say nothing about how often a model fails."""
 
 
 class Request(Struct, frozen=True):
@@ -82,12 +77,9 @@ class ModelFacts(Struct, frozen=True):
     def waits(self, now: int) -> str | None:
         """Why it had better not be asked now."""
         if (self.open_until or 0) > now:
-            return "it failed several times in a row"
+            return "its circuit is open after failures"
         if (self.limited_until or 0) > now:
             return "its rate limit is reached"
-        stats = self.stats
-        if stats and stats.calls >= FEW_CALLS and stats.error_rate > FAILS:
-            return f"{stats.error_rate:.0%} of its recent calls failed"
         return None
 
 
