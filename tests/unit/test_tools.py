@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from timeline.cognition.arguments import checked
+from timeline.cognition.builtin.apart import apart
 from timeline.cognition.builtin.calculator import Calculator
 from timeline.cognition.signals import Signal
 from timeline.cognition.tools import Tool, ToolOutcome, ToolResult, Tools, Workspace
@@ -198,6 +200,25 @@ async def test_a_cancelled_run_cancels_its_tool() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended.is_set()
+
+
+def test_work_that_hangs_keeps_nothing_from_ending() -> None:
+    release = threading.Event()
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(apart(release.wait), 0.05)
+
+    # Comes back although the thread goes on.
+    asyncio.run(main())
+    assert not release.is_set()
+    release.set()
+
+
+async def test_what_work_apart_raises_is_raised() -> None:
+    assert 3 == await apart(int, "3")
+    with pytest.raises(ValueError, match="invalid literal"):
+        await apart(int, "x")
 
 
 # ------------------------------------------------------------------ asking first

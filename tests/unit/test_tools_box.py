@@ -97,6 +97,19 @@ async def test_a_server_whose_variable_is_missing_is_listed_with_it(tmp_path: Pa
         assert "the environment variable NOWHERE_SET is not set" in (row(box, "a_*").reason or "")
 
 
+async def test_a_name_that_is_taken_is_not_offered_twice(tmp_path: Path, site: ToolSite) -> None:
+    pytest.importorskip("mcp")
+    script = str(Path(__file__).parents[1] / "support/mcp_server.py")
+    site.install("test_greet", good("test_greet"))
+
+    async with open_tools(config(tmp_path, mcp={"test": {"command": [sys.executable, script]}})) as box:
+        rows = [row for row in box.listed if row.name == "test_greet"]
+
+    assert [True, False] == [row.on for row in rows]
+    assert "another tool has that name" in (rows[1].reason or "")
+    assert ("MCP server test", True) == (row(box, "test_crash").origin, row(box, "test_crash").on)
+
+
 # ------------------------------------------------------------------ plugins
 
 

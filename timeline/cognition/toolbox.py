@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from timeline.cognition.builtin.calculator import Calculator
 from timeline.cognition.builtin.clock import Clock
@@ -95,9 +96,10 @@ def _box(found: Iterable[_Found], config: Config, confirm: Confirm | None) -> To
     tools: dict[str, Tool] = {}
     listed = []
     for tool, row in found:
-        if tool is not None and row.on:
-            tools.setdefault(tool.name, tool)
-        listed.append(row)
+        if tool is not None and row.on and tools.setdefault(tool.name, tool) is not tool:
+            listed.append(replace(row, on=False, reason="another tool has that name: rename the server in tools.mcp"))
+        else:
+            listed.append(row)
     registry = Tools(tools.values(), confirm=confirm, result_characters=config.settings.tools.max_result)
     return Toolbox(registry, tuple(listed))
 

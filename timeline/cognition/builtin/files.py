@@ -7,7 +7,6 @@ read from: a FIFO would wait for ever, a device answer without end.
 
 from __future__ import annotations
 
-import asyncio
 import fnmatch
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from timeline.cognition.builtin.apart import apart
 from timeline.cognition.tools import Signal, Tool, ToolResult, Workspace
 from timeline.errors import ToolError
 
@@ -99,7 +99,7 @@ class ReadFile(Tool):
             msg = f"last_line {last} comes before first_line {first}: exchange them"
             raise ToolError(msg)
         # A disk can be slow, and the screen goes on meanwhile.
-        text, partial = await asyncio.to_thread(_read, path, workspace, self._private)
+        text, partial = await apart(_read, path, workspace, self._private)
         if first is None and last is None:
             return ToolResult(text + (_cut(path) if partial else ""), truncated=partial)
         lines = text.splitlines()
@@ -129,7 +129,7 @@ class ListFiles(Tool):
 
     async def run(self, arguments: dict[str, Any], workspace: Workspace) -> ToolResult:
         """Look."""
-        return await asyncio.to_thread(_list, arguments.get("path") or ".", arguments.get("pattern") or "*", workspace)
+        return await apart(_list, arguments.get("path") or ".", arguments.get("pattern") or "*", workspace)
 
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")

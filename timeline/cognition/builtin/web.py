@@ -8,7 +8,6 @@ themselves.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 import timeline
+from timeline.cognition.builtin.apart import apart
 from timeline.cognition.builtin.pages import charset, html_text
 from timeline.cognition.tools import Tool, ToolResult, Workspace
 from timeline.errors import ToolError
@@ -110,7 +110,7 @@ class FetchUrl(Tool):
         text = page.data.decode(charset(page.content_type, page.data), "replace")
         cut = page.partial
         if kind in _HTML or (not kind and "<html" in text[:1_000].lower()):
-            text, left_out = await asyncio.to_thread(html_text, text)
+            text, left_out = await apart(html_text, text)
             cut = cut or left_out
         elif kind and not (kind.startswith("text/") or kind in _TEXT or kind.endswith(("+json", "+xml"))):
             msg = f"{page.url} is no text, but {kind[:60]}: name a page"
@@ -208,8 +208,7 @@ _HEADERS = {
 
 
 async def _resolved(host: str, port: int) -> Sequence[str]:
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = await apart(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]
 
 
