@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.control import Control
@@ -130,6 +130,10 @@ class Together(_View):
             self._thoughts = (self._thoughts + delta.text)[-1000:]
         self._region.touch()
 
+    def aside(self) -> AbstractContextManager[None]:
+        """See `Shown.aside`."""
+        return self._region.hidden()
+
     def superseded(self) -> None:
         """See `Shown.superseded`."""
         self._pieces.clear()
@@ -244,6 +248,10 @@ class Alongside(_View):
             self._region.close()
             self._text.feed(delta)
 
+    def aside(self) -> AbstractContextManager[None]:
+        """See `Shown.aside`."""
+        return self._region.hidden()
+
     def superseded(self) -> None:
         """See `Shown.superseded`."""
         self._text.again()
@@ -326,10 +334,9 @@ class _Lines:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """See rich's console protocol."""
-        for number, line in enumerate(self._lines):
-            if number:
-                yield Segment.line()
+        for line in self._lines:
             yield from line
+            yield Segment.line()
 
 
 class _Region:
@@ -361,9 +368,23 @@ class _Region:
         elif self._timer is None or self._timer.when() > asyncio.get_running_loop().time() + wait:
             self._wake_after(wait)
 
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Leave the screen to others for a while."""
+        closed, self._closed = self._closed, True
+        self._hide()
+        try:
+            yield
+        finally:
+            self._closed = closed
+            self.touch()
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._closed = True
+        self._hide()
+
+    def _hide(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

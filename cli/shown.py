@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from . import output
@@ -47,6 +48,10 @@ class Shown:
 
     def superseded(self) -> None:
         """What came of the answer so far no longer counts."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """While this lasts, the terminal belongs to someone else: who asks the user something, say."""
+        return nullcontext()
 
     def stop(self) -> None:
         """Nothing more comes, for whatever reason: give the terminal back."""
@@ -143,6 +148,10 @@ class Watched(Shown):
         """See `Shown.superseded`."""
         if self._kind in ("format", "answer"):
             self._view.superseded()
+
+    def aside(self) -> AbstractContextManager[None]:
+        """See `Shown.aside`."""
+        return self._view.aside()
 
     def stop(self) -> None:
         """See `Shown.stop`."""

@@ -209,3 +209,75 @@ def test_a_long_answer_stands_there_once_and_whole(columns: int, rows: int) -> N
     assert again.lines[1:] == told.lines
     # While it came its end was always in sight.
     assert any("shown at the end" in frame for frame in told.frames)
+
+
+# ------------------------------------------------------------------ beside others
+
+
+async def begun(on: Screen) -> Together:
+    """A turn that is under way."""
+    view = Together(on.console, on.console, hint=False)
+    for event in percent_and_day().events:
+        if event.type == "tool.called":
+            break
+        view.event(event)
+    await asyncio.sleep(0.06)
+    return view
+
+
+async def test_what_is_told_meanwhile_stands_above_the_tree() -> None:
+    on = screen("60 columns")
+    view = await begun(on)
+    on.console.print("something else")
+    await asyncio.sleep(0.15)
+
+    assert ("something else", True) == (on.lines[0], on.lines[1].startswith("⚙ Cognition"))
+    view.stop()
+    assert ["something else"] == on.lines
+
+
+async def test_a_progress_bar_is_drawn_with_the_tree() -> None:
+    from rich.progress import Progress
+
+    on = screen("60 columns")
+    view = await begun(on)
+    with Progress(console=on.console, transient=True, auto_refresh=False) as bars:
+        bars.add_task("the model", total=10)
+        await asyncio.sleep(0.15)
+        assert [True, True] == [on.lines[0].startswith("⚙ Cognition"), on.lines[-1].startswith("the model")]
+    await asyncio.sleep(0.15)
+    assert not any("the model" in line for line in on.lines)
+    view.stop()
+    assert [] == on.lines
+
+
+async def test_whoever_asks_the_user_something_has_the_screen_alone() -> None:
+    on = screen("60 columns")
+    view = await begun(on)
+    with view.aside():
+        await asyncio.sleep(0.15)
+        assert [] == on.lines
+        on.write("Write the file? [y/N] y\n")
+    await asyncio.sleep(0.15)
+
+    assert ("Write the file? [y/N] y", True) == (on.lines[0], on.lines[1].startswith("⚙ Cognition"))
+    view.stop()
+
+
+async def test_a_terminal_that_is_gone_is_told_to_whoever_shows_the_next_thing() -> None:
+    class Gone(Screen):
+        gone = False
+
+        def write(self, text: str) -> int:
+            if self.gone:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    on = Gone(60, 24)
+    view = await begun(on)
+    on.gone = True
+    await asyncio.sleep(0.2)
+
+    with pytest.raises(OSError, match="Input/output"):
+        view.delta(Delta("more"))
+    view.stop()
