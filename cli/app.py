@@ -80,13 +80,29 @@ def _root(
 
 
 def _register() -> None:
-    from . import ask, batch, config, keys, models, plugins, providers, replay, report, route, sessions, store, tools
+    from . import (
+        ask,
+        batch,
+        config,
+        keys,
+        models,
+        plugins,
+        providers,
+        replay,
+        report,
+        route,
+        search,
+        sessions,
+        store,
+        tools,
+    )
 
     app.command("ask")(ask.ask)
     app.command("batch")(batch.batch)
     app.command("route")(route.route)
     app.command("replay")(replay.replay)
     app.command("report")(report.report)
+    app.command("search")(search.search)
     app.add_typer(sessions.app, name="sessions")
     app.add_typer(store.app, name="store")
     app.add_typer(models.app, name="models")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from timeline.errors import UsageError
-
 from . import output
+from .days import Since, Until, span
 
 if TYPE_CHECKING:
     from timeline.projections.usage import ReportRow
@@ -23,11 +21,8 @@ By = Literal["day", "month", "model", "provider", "session"]
 def report(
     *,
     by: Annotated[By, typer.Option("--by", help="What a row is.")] = "day",
-    since: Annotated[
-        str | None,
-        typer.Option("--since", metavar="DATE", help="From this day on: YYYY-MM-DD, `today`, or `7d` for days back."),
-    ] = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="DATE", help="Up to the end of this day.")] = None,
+    since: Since = None,
+    until: Until = None,
     session: Annotated[str | None, typer.Option("--session", metavar="SESSION", help="Only this session.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -38,8 +33,7 @@ def report(
     """
     from .app import wait_for
 
-    first = _midnight(_day("--since", since)) if since else None
-    last = _midnight(min(_day("--until", until), date.max - timedelta(days=1)) + timedelta(days=1)) if until else None
+    first, last = span(since, until)
     rows, totals, titles = wait_for(_report(by, first, last, session))
     if as_json:
         from .shapes import report_object
@@ -114,22 +108,3 @@ def _cost(row: ReportRow) -> str:
     if row.nano_usd:
         return output.usd(row.nano_usd)
     return "free" if row.free else "–"
-
-
-def _day(option: str, value: str) -> date:
-    today = datetime.now().astimezone().date()
-    try:
-        if value == "today":
-            return today
-        if value[:-1].isdecimal() and value.endswith("d"):
-            return today - timedelta(days=int(value[:-1]))
-        return date.fromisoformat(value)
-    except (ValueError, OverflowError) as exc:
-        msg = f"{option} {value!r} is no day: write YYYY-MM-DD, today, or 7d for seven days back"
-        raise UsageError(msg) from exc
-
-
-def _midnight(day: date) -> int:
-    """When the day begins in this machine's time zone, µs UTC."""
-    # Before 1970 there was nothing to report, and not every system can convert it.
-    return int(datetime.combine(max(day, date(1970, 1, 2)), time()).timestamp() * 1_000_000)

@@ -10,6 +10,7 @@ import msgspec
 from timeline.errors import TimelineError
 from timeline.events import Cost, Event, Usage
 from timeline.projections.blocks import Attempt, Session, SessionRow, Step, ToolUse, Turn
+from timeline.projections.search import Found
 from timeline.projections.usage import ReportRow
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = [
     "error_object",
     "event_object",
     "report_object",
+    "search_object",
     "session_object",
     "sessions_object",
     "turn_object",
@@ -210,5 +212,28 @@ def sessions_object(rows: list[SessionRow]) -> dict[str, Any]:
                 "last_at": _seconds(row.last_at),
             }
             for row in rows
+        ]
+    }
+
+
+def search_object(found: list[Found]) -> dict[str, Any]:
+    """What `search --json` prints."""
+    return {
+        "found": [
+            {
+                "session_id": turn.session_id,
+                "turn_id": turn.turn_id,
+                "title": turn.title,
+                "at": _seconds(turn.at),
+                "role": turn.role,
+                "snippet": turn.snippet,
+                "prompt": turn.prompt,
+                "answer": turn.answer,
+                "provider": turn.provider,
+                "model": turn.model,
+                "score": turn.score,
+                "partial": turn.partial,
+            }
+            for turn in found
         ]
     }

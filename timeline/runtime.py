@@ -15,7 +15,7 @@ from timeline.cognition.processor import Ask, TurnEnd, answer_directly, history
 from timeline.cognition.prompt_file import Prompt
 from timeline.cognition.prompts import File, user_message
 from timeline.config import Complexity, Config, Task, load
-from timeline.errors import UsageError
+from timeline.errors import StoreError, UsageError
 from timeline.events import (
     CallInterrupted,
     ChunkReceived,
@@ -50,6 +50,7 @@ from timeline.projections.cache import Cache
 from timeline.projections.calls import Calls, OpenAttempt, open_attempts, where_recorded
 from timeline.projections.health import HealthProjection
 from timeline.projections.limits import Limits
+from timeline.projections.search import Found, Search, available, search
 from timeline.projections.usage import Grouping, ReportRow, UsageProjection, report
 from timeline.providers.base import Delta, Message, ModelInfo
 from timeline.providers.pool import Providers
@@ -66,7 +67,10 @@ REAP_SECONDS = 2.0
 
 def read_models() -> Projections:
     """All that is folded from the log, in the order in which each sees an event."""
-    return Projections([Calls(), UsageProjection(), Blocks(), Cache(), Limits(), HealthProjection(), Batches()])
+    searched = [Search()] if available() else []
+    return Projections(
+        [Calls(), UsageProjection(), Blocks(), Cache(), Limits(), HealthProjection(), Batches(), *searched]
+    )
 
 
 class _Talk(Struct, frozen=True):
@@ -410,6 +414,33 @@ class Timeline:
         """Sums of calls, tokens and cost; see `timeline.projections.usage.report`."""
         session_id = await self.find(session) if session else None
         return await self.store.query(lambda conn: report(conn, by, since=since, until=until, session_id=session_id))
+
+    async def search(
+        self,
+        words: str,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        model: str | None = None,
+        session: str | None = None,
+        limit: int | None = 20,
+        marks: tuple[str, str] = ("**", "**"),
+    ) -> list[Found]:
+        """Ended turns in whose prompt or answer the words stand; see `timeline.projections.search.search`.
+
+        Raises:
+            UsageError: There is no word among them.
+            NotFound, AmbiguousName: No session, or more than one, is meant.
+            StoreError: This Python's SQLite can't search.
+        """
+        if not available():
+            msg = "the SQLite of this Python has no full text search (FTS5): search with another; all else works"
+            raise StoreError(msg)
+        session_id = await self.find(session) if session else None
+        filters = {"since": since, "until": until, "limit": limit}
+        return await self.store.query(
+            lambda conn: search(conn, words, model=model, session_id=session_id, marks=marks, **filters)
+        )
 
     # -------------------------------------------------------------- care
 

@@ -10,7 +10,7 @@ import pytest
 from support.answers import answer
 from support.command import Backend, Home
 
-PROJECTED = ("sessions", "turns", "steps", "attempts", "usage")
+PROJECTED = ("sessions", "turns", "steps", "attempts", "usage", "search_turns")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from timeline.events import Event, NewEvent
 from timeline.projections import Projection, Projections
 from timeline.projections.blocks import Blocks, Session, fold
 from timeline.projections.calls import Calls
+from timeline.projections.search import Search
 from timeline.projections.usage import UsageProjection, report
 from timeline.store import EventStore
 
@@ -37,8 +38,8 @@ async def recorded(store: EventStore, batches: Sequence[Batch], scribe: Scribe) 
         await future
 
 
-async def refolded(events: Sequence[Event]) -> dict[str, list[tuple[Any, ...]]]:
-    """The read models of a store that finds all the events at its first start."""
+async def refolded(events: Sequence[Event], contents: Sequence[str] = ()) -> dict[str, list[tuple[Any, ...]]]:
+    """The read models of a store that finds all the events, and their contents, at its first start."""
     new = [
         NewEvent(
             event.session_id,
@@ -55,7 +56,7 @@ async def refolded(events: Sequence[Event]) -> dict[str, list[tuple[Any, ...]]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "timeline.db"
         async with EventStore.open(path, Projections([])) as store:
-            await store.append(new)
+            await store.append(new, contents=contents)
         async with opened(path):
             pass
         return read_models(path)
@@ -77,7 +78,8 @@ def test_rebuild_is_byte_identical_to_what_was_folded_inline(history: History) -
                 assert (await store.verify()).problem is None
                 events = [event async for event in store.read()]
             if all(event.data for event in events):
-                assert inline == await refolded(events)
+                bodies = [row[0] for row in look(path, "SELECT body FROM contents")]
+                assert inline == await refolded(events, bodies)
 
         asyncio.run(check())
 
@@ -252,7 +254,7 @@ def test_no_order_of_events_stops_the_folds(shuffled: list[tuple[Any, ...]], rng
         asyncio.run(check())
 
 
-@pytest.mark.parametrize("projections", [[Calls()], [Calls(), UsageProjection()], [Blocks()]])
+@pytest.mark.parametrize("projections", [[Calls()], [Calls(), UsageProjection()], [Blocks()], [Search()]])
 async def test_a_projection_with_what_it_reads_is_folded_and_rebuilt(
     tmp_path: Path, projections: list[Projection]
 ) -> None:

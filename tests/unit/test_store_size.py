@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from support.stores import projections
+from support.stores import opened
 
 from timeline.cognition.processor import Ask, answer_directly
 from timeline.events import Clock, SessionStarted
@@ -22,7 +22,7 @@ from timeline.providers.base import (
     Usage,
     UsageReport,
 )
-from timeline.store import EventStore, this_process
+from timeline.store import this_process
 
 LLM_BYTES = 11_264
 """What llm 0.36 takes for the text of such an answer (benchmarks/storage.py)."""
@@ -74,7 +74,7 @@ async def test_a_500_token_answer_takes_no_more_of_the_file_than_llm_takes_for_i
     path, clock, provider = tmp_path / "timeline.db", Clock(), FiveHundredTokens()
     sizes = []
     for number in range(ANSWERS):
-        async with EventStore.open(path, projections()) as store:
+        async with opened(path) as store:
             prompt = f"Question {number}: why does the sky look blue in the day and red at dusk?"
             first = SessionStarted("0.1.0", this_process(), prompt)
             ask = Ask(prompt, (Candidate("t", "model", "asked for"),), clock.uuid7(), first)

@@ -58,7 +58,29 @@ class Projection(ABC):
 
     @abstractmethod
     def apply(self, conn: Connection, event: Event) -> None:
-        """Fold one event, the next in the log; writes nothing but its own tables, and reads them and those of `reads`."""
+        """Fold one event, the next in the log; writes nothing but its own tables, and reads them and those of `reads`.
+
+        It may also read what the log and `contents` say of what came before; of that, only forgetting takes something away.
+        """
+
+    def make(self, conn: Connection) -> None:
+        """Make its tables, empty, in place of what is there of them."""
+        for table in self.tables:
+            table.drop(conn, checkfirst=True)
+            table.create(conn)
+
+    def make_shadow(self, conn: Connection) -> None:
+        """Make them once more as temporary tables, which their bare names then mean."""
+        for table in self.tables:
+            table.to_metadata(MetaData(), schema="temp").create(conn)
+
+    def swap(self, conn: Connection) -> None:
+        """Put what the temporary tables hold in place of what the others do, and drop them."""
+        for table in self.tables:
+            columns = ", ".join(f'"{column.name}"' for column in table.columns)
+            conn.exec_driver_sql(f"DELETE FROM main.{table.name}")
+            conn.exec_driver_sql(f"INSERT INTO main.{table.name} ({columns}) SELECT {columns} FROM temp.{table.name}")
+            conn.exec_driver_sql(f"DROP TABLE temp.{table.name}")
 
 
 class Projections:
@@ -136,10 +158,10 @@ class Projections:
             version, seen[projection] = known.get(projection.name, (0, 0))
             _refuse_newer(projection, version)
             if version != projection.version:
-                _make(conn, projection)
+                projection.make(conn)
                 seen[projection] = 0
         for projection in self._out_of_step(seen):
-            _make(conn, projection)
+            projection.make(conn)
             seen[projection] = 0
         after = min(seen.values(), default=0)
         while events := read(after, PAGE):
@@ -187,7 +209,8 @@ class Projections:
         """
         chosen = self._chosen(names)
         conn.execution_options(begin="BEGIN")
-        _shadow(conn, chosen)
+        for projection in chosen:
+            projection.make_shadow(conn)
         conn.commit()
         # From here on the bare names mean the temporary tables: SQLite looks there first
         # (https://sqlite.org/lang_naming.html). Reads of the log are short transactions, and
@@ -215,13 +238,7 @@ class Projections:
         while (seen := _fold_page(conn, chosen, read, position)) > position:
             position = seen
         for projection in chosen:
-            for table in projection.tables:
-                columns = ", ".join(f'"{column.name}"' for column in table.columns)
-                conn.exec_driver_sql(f"DELETE FROM main.{table.name}")
-                conn.exec_driver_sql(
-                    f"INSERT INTO main.{table.name} ({columns}) SELECT {columns} FROM temp.{table.name}"
-                )
-                conn.exec_driver_sql(f"DROP TABLE temp.{table.name}")
+            projection.swap(conn)
         self._set_checkpoints(conn, chosen, position)
 
     def _chosen(self, names: Iterable[str] | None) -> list[Projection]:
@@ -260,18 +277,6 @@ def _refuse_newer(projection: Projection, version: int) -> None:
 def _head(conn: Connection) -> int:
     head: int = conn.execute(select(func.coalesce(func.max(_log.c.position), literal_column("0")))).scalar_one()
     return head
-
-
-def _make(conn: Connection, projection: Projection) -> None:
-    for table in projection.tables:
-        table.drop(conn, checkfirst=True)
-        table.create(conn)
-
-
-def _shadow(conn: Connection, chosen: Sequence[Projection]) -> None:
-    for projection in chosen:
-        for table in projection.tables:
-            table.to_metadata(MetaData(), schema="temp").create(conn)
 
 
 def _fold_page(
