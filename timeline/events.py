@@ -18,11 +18,13 @@ from msgspec import Struct
 from timeline.errors import StoreDamaged, StoreTooNew
 
 __all__ = [
+    "BATCH_KEY",
     "CATALOGUE",
     "UPCASTERS",
     "Attachment",
     "BatchEnded",
     "BatchStarted",
+    "BatchSubmitted",
     "BudgetAlerted",
     "BudgetExceeded",
     "CallCacheHit",
@@ -73,6 +75,10 @@ UsageSource = Literal["provider", "estimated", "none"]
 
 
 # ------------------------------------------------------------------ values inside events
+
+
+BATCH_KEY = "batch"
+"""Instead of a key's mark: requests of a provider's batch count among no key's, and tell nothing of how a model fares."""
 
 
 class Usage(Struct, frozen=True, omit_defaults=True):
@@ -286,6 +292,25 @@ class BatchEnded(EventData, frozen=True):
     reason: Literal["sigint", "closed", "failed"] | None = None
 
 
+class BatchSubmitted(EventData, frozen=True):
+    """Requests went to a provider's batch API together; it works on them whether or not anybody waits.
+
+    Args:
+        submission: Our own name for it, which its requests' `owner` bears.
+        provider: Name as configured.
+        model: Name as asked for.
+        provider_batch: The provider's id of it.
+        requests: How many.
+    """
+
+    type: ClassVar[str] = "batch.submitted"
+    submission: str
+    provider: str
+    model: str
+    provider_batch: str
+    requests: int
+
+
 class TurnStarted(EventData, frozen=True):
     """The user asked. `prompt` is a digest in `contents`, None where bodies aren't recorded.
 
@@ -378,7 +403,8 @@ class RequestSent(EventData, frozen=True):
         request_digest: Digest of provider, model, messages, parameters and tools together; equal for equal requests.
         local: Whether the model runs on this machine.
         reserved_tokens: How many tokens the attempt may use at most, prompt and answer.
-        key: Tells the provider's keys apart: 16 bits of a digest, from which nothing of a key can be told.
+        key: Tells the provider's keys apart: 16 bits of a digest, from which nothing of a key can be told. `BATCH_KEY`
+            where it went to the provider's batch API.
     """
 
     type: ClassVar[str] = "request.sent"

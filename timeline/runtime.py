@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from sqlalchemy import Connection
 
 import timeline
-from timeline.cognition.batch import BatchResult, BatchStatus, run_batch
 from timeline.cognition.processor import Ask, TurnEnd, answer_directly, history
-from timeline.cognition.prompt_file import Prompt
 from timeline.cognition.prompts import File, user_message
 from timeline.config import Complexity, Config, Task, load
 from timeline.errors import StoreError, UsageError
@@ -55,6 +54,11 @@ from timeline.projections.usage import Grouping, ReportRow, UsageProjection, rep
 from timeline.providers.base import Delta, Message, ModelInfo
 from timeline.providers.pool import Providers
 from timeline.store import EventStore, is_alive, this_process
+
+if TYPE_CHECKING:
+    from timeline.cognition.batch import BatchResult, BatchStatus
+    from timeline.cognition.prompt_file import Prompt
+    from timeline.cognition.provider_batch import ProviderBatches
 
 __all__ = ["Timeline", "read_models"]
 
@@ -228,6 +232,8 @@ class Timeline:
         concurrency: int = 4,
         fresh: bool = False,
         fail_fast: bool = False,
+        provider_batch: bool = False,
+        poll_seconds: float = 60.0,
     ) -> AsyncGenerator[BatchStatus | BatchResult]:
         """Ask many prompts, some at a time, in a session of their own; those that are answered already are not asked again.
 
@@ -239,6 +245,8 @@ class Timeline:
             concurrency: How many are asked at a time.
             fresh: Ask all of them, in a new session.
             fail_fast: Ask no more after the first that fails.
+            provider_batch: Hand them in to the providers' batch APIs, which answer within a day at half the price.
+            poll_seconds: How long to wait at most between two looks at what is with a provider.
 
         Yields:
             A `BatchStatus` before anything is asked and whenever a prompt has ended, and a `BatchResult` for each, in the
@@ -248,6 +256,7 @@ class Timeline:
             UsageError: Another process asks this batch, or nothing can be asked as it is configured.
             StoreError: It can't be recorded.
         """
+        from timeline.cognition.batch import run_batch
 
         def ask(prompt: Prompt, session_id: str, item: str) -> AsyncGenerator[Delta | Event | Superseded | TurnEnd]:
             return self.ask(
@@ -261,17 +270,32 @@ class Timeline:
                 item=item,
             )
 
+        def at_providers(session_id: str) -> ProviderBatches:
+            from timeline.cognition.provider_batch import ProviderBatches
+
+            return ProviderBatches(
+                self.store,
+                self._clock,
+                prices=self._prices,
+                config=self.config,
+                get=self._providers.get,
+                session_id=session_id,
+                poll_seconds=poll_seconds,
+            )
+
         run = run_batch(
             self.store,
             self._clock,
             ask,
             self.borrowed,
             prompts,
+            at_providers=at_providers,
             name=name,
             title=title or name,
             concurrency=concurrency,
             fresh=fresh,
             fail_fast=fail_fast,
+            provider_batch=provider_batch,
         )
         async with aclosing(run) as items:
             async for item in items:

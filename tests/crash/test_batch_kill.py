@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import pytest
 from support.answers import answer
+from support.batch_service import OpenAIBatches
 from support.command import Backend, Home
 from support.loopback import Reply, Request
 
@@ -65,4 +66,31 @@ def test_a_thousand_prompts_killed_three_times_are_answered_once_each(home: Home
     assert len(abandoned) <= len(KILLED_AT) * AT_ONCE
     assert PROMPTS + len(abandoned) == len(item)
     assert len(backend.requests) <= len(item)
+    home.end()
+
+
+def test_a_provider_s_batch_outlives_its_process_and_is_fetched_by_the_next(home: Home, backend: Backend) -> None:
+    home.configure(local=False, api_key="key-12345")
+    service = OpenAIBatches(polls=10**9)
+    backend.says(service)
+    prompts = [f"prompt {number}" for number in range(30)]
+    (home.work / "p.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    command = ("batch", "p.jsonl", "--provider-batch", "--poll", "0.05", "-o", "out.jsonl")
+    process = home.start(*command)
+    while not any(service.looks.values()):
+        time.sleep(0.05)
+    process.send(signal.SIGKILL)
+    assert -signal.SIGKILL == process.wait()
+
+    # Whatever starts next takes nothing of it for abandoned.
+    assert 0 == home.run("sessions", "list").code
+    assert [] == home.events("turn.interrupted", "call.interrupted")
+
+    service.polls = 1
+    last = home.run(*command)
+
+    assert 0 == last.code, last.err
+    lines = [json.loads(line) for line in (home.work / "out.jsonl").read_text().splitlines()]
+    assert [f"re: {prompt}" for prompt in prompts] == [line["answer"] for line in lines]
+    assert 1 == len(service.batches)
     home.end()

@@ -117,6 +117,7 @@ def every_event() -> list[EventData]:
         e.TurnStarted("pipeline", OWNER, _REF, _REF, (attachment,), True, "line"),
         e.BatchStarted(_REF, OWNER, 12),
         e.BatchEnded(7, 3, "sigint"),
+        e.BatchSubmitted("label", "openai", "gpt-4o", "batch_1", 12),
         e.TurnCompleted("call", 1),
         e.TurnFailed(_ERROR, 2),
         e.TurnInterrupted("sigint", 3),
@@ -190,6 +191,7 @@ READ_MODELS = (
     "batches",
     "batch_items",
     "search_turns",
+    "submissions",
     "projections",
 )
 

@@ -42,6 +42,7 @@ PUBLIC_TYPES = [
     "tool.failed",
     "batch.started",
     "batch.ended",
+    "batch.submitted",
 ]
 
 

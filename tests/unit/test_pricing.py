@@ -368,6 +368,23 @@ def test_asking_for_faster_or_slower_service_changes_the_price() -> None:
     assert slow < plain < fast
 
 
+def test_a_batch_costs_what_the_table_says_of_batches_or_half() -> None:
+    book, at = PriceBook({"openai:own": Price(input_per_million=2.0, output_per_million=10.0)}), AT
+    usage = Usage(input=100_000, output=10_000)
+
+    # https://platform.claude.com/docs/en/about-claude/pricing#batch-processing and https://openai.com/api/pricing
+    for provider, model, dollars, entry in (
+        ("anthropic", "claude-sonnet-4-5", 0.225, "anthropic/claude-sonnet-4-5 (batch)"),
+        ("openai", "gpt-4o-mini", 0.0105, "openai/gpt-4o-mini (batch)"),
+        ("groq", "llama-3.1-8b-instant", 0.0029, "groq/llama-3.1-8b-instant (batch: half)"),
+        ("openai", "own", 0.15, "openai:own (batch: half)"),
+    ):
+        cost = book.batch_cost(provider, [model], usage, local=False, at=at)
+        assert (round(dollars * 1e9), entry) == (cost.nano_usd, cost.entry)
+    assert "unpriced" == book.batch_cost("openai", ["nobody's"], usage, local=False, at=at).state
+    assert "free" == book.batch_cost("openai", ["mine"], usage, local=True, at=at).state
+
+
 def test_listed_price_says_what_there_is_to_compare() -> None:
     found = BOOK.listed("anthropic", "claude-sonnet-4-5", local=False, at=AT)
     own = PriceBook({"mine:m": Price(1, 2)}, served).listed("mine", "m", local=False, at=AT)

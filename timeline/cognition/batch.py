@@ -7,8 +7,19 @@ its `turn.started`, so what is left to ask after a kill is a question to the log
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -17,6 +28,8 @@ from sqlalchemy import Connection
 import timeline
 from timeline.cognition.processor import TurnEnd
 from timeline.cognition.prompt_file import Prompt
+from timeline.cognition.provider_batch import Ended, Flight, ProviderBatches
+from timeline.config import ModelRef
 from timeline.errors import (
     AuthenticationFailed,
     BudgetExceeded,
@@ -27,7 +40,7 @@ from timeline.errors import (
     TimelineError,
     UsageError,
 )
-from timeline.events import BatchEnded, BatchStarted, Clock, Event, EventData, NewEvent, SessionStarted
+from timeline.events import BatchEnded, BatchStarted, Clock, Cost, Event, EventData, NewEvent, SessionStarted, Usage
 from timeline.llm.attempt import interrupt_reason
 from timeline.llm.manager import Superseded
 from timeline.projections.batches import Place, answered_items, find_batch
@@ -64,6 +77,8 @@ class BatchStatus(Struct, frozen=True):
         input, output: Tokens since, all kinds.
         nano_usd: What is known to have been paid for them, nano-US-dollars.
         unpriced: Attempts whose price nobody knows.
+        handed_in: Prompts that are with a provider's batch API.
+        ended_there: Those of them that have ended there, as far as it told.
     """
 
     session_id: str
@@ -75,6 +90,8 @@ class BatchStatus(Struct, frozen=True):
     output: int = 0
     nano_usd: int = 0
     unpriced: int = 0
+    handed_in: int = 0
+    ended_there: int = 0
 
 
 class BatchResult(Struct, frozen=True):
@@ -108,20 +125,22 @@ async def run_batch(
     borrowed: Borrowed,
     prompts: Sequence[Prompt],
     *,
+    at_providers: Callable[[str], ProviderBatches],
     name: str,
     title: str,
     concurrency: int,
     fresh: bool,
     fail_fast: bool,
+    provider_batch: bool,
 ) -> AsyncGenerator[BatchStatus | BatchResult]:
     """Ask what of a batch is not answered yet; see `timeline.runtime.Timeline.batch`."""
     keys = list(item_keys(prompts))
     session_id = await _begin(store, clock, name=name, title=title, prompts=len(keys), fresh=fresh)
-    run = _Run(store, ask, borrowed, prompts, keys, session_id)
+    run = _Run(store, ask, borrowed, prompts, keys, session_id, at_providers(session_id))
     reason: str | None = "failed"
     try:
         run.before = await store.query(lambda conn: answered_items(conn, session_id))
-        async with aclosing(run.items(concurrency, fail_fast=fail_fast)) as items:
+        async with aclosing(run.items(0 if provider_batch else concurrency, fail_fast=fail_fast)) as items:
             async for item in items:
                 yield item
         reason = "failed" if run.stopped else None
@@ -176,7 +195,7 @@ def _new(clock: Clock, session_id: str, data: EventData) -> NewEvent:
 class _Run:
     """One run through a batch."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  made in one place
         self,
         store: EventStore,
         ask: AskOne,
@@ -184,10 +203,12 @@ class _Run:
         prompts: Sequence[Prompt],
         keys: Sequence[str],
         session_id: str,
+        at_providers: ProviderBatches,
     ) -> None:
         self._store = store
         self._ask = ask
         self._borrowed = borrowed
+        self._at_providers = at_providers
         self._prompts = prompts
         self._keys = keys
         self._session_id = session_id
@@ -198,6 +219,8 @@ class _Run:
         self._done: dict[int, _Done] = {}
         self._held = 0
         self._next = 0
+        self._index: dict[str, int] = {}
+        self._flights: dict[str, tuple[int, int]] = {}
         self._hopeless: dict[str | None, TimelineError] = {}
         self._changed = asyncio.Event()
 
@@ -214,16 +237,27 @@ class _Run:
             self._output,
             self._nano_usd,
             self._unpriced,
+            sum(handed_in for handed_in, _ in self._flights.values()),
+            sum(ended for _, ended in self._flights.values()),
         )
 
     async def items(self, concurrency: int, *, fail_fast: bool) -> AsyncGenerator[BatchStatus | BatchResult]:
-        """Ask, and yield how far it is and what there is in order."""
-        keys = set(self._keys)
-        self.before = {key: place for key, place in self.before.items() if key in keys}
+        """Ask so many at a time, or with 0 hand all in to batch APIs; yield how far it is and what there is in order."""
+        self._index = {key: index for index, key in enumerate(self._keys)}
+        self.before = {key: place for key, place in self.before.items() if key in self._index}
         # Before anything is asked: who can't use the answers may still say so.
         yield self.status
-        todo = (index for index, key in enumerate(self._keys) if key not in self.before)
-        workers = [asyncio.create_task(self._work(todo, fail_fast=fail_fast)) for _ in range(concurrency)]
+        flights = await self._at_providers.flights()
+        under_way = {flight.item(attempt) for flight in flights for attempt in flight.attempts.values()}
+        left = [index for index, key in enumerate(self._keys) if key not in self.before and key not in under_way]
+        work: list[Coroutine[Any, Any, None]]
+        if concurrency:
+            todo = iter(left)
+            work = [self._work(todo, fail_fast=fail_fast) for _ in range(concurrency)]
+        else:
+            groups = self._at_providers.grouped((self._keys[index], self._prompts[index]) for index in left)
+            work = [self._hand_in(groups)]
+        workers = [asyncio.create_task(each) for each in (*work, *map(self._follow, flights))]
         for worker in workers:
             worker.add_done_callback(lambda _: self._changed.set())
         self._changed.set()
@@ -255,19 +289,27 @@ class _Run:
         for index in todo:
             if self.stopped:
                 return
-            done = self._done[index] = await self._answer(index)
-            if done.error is None:
-                self.answered += 1
-            else:
-                self.failed += 1
-                self.stopped = self.stopped or fail_fast
-            self._changed.set()
+            done = await self._answer(index)
+            self._end(index, done)
+            self.stopped = self.stopped or (fail_fast and done.error is not None)
 
-    async def _answer(self, index: int) -> _Done:
-        prompt, key = self._prompts[index], self._keys[index]
-        if not key.startswith(_digest(prompt)):
+    def _end(self, index: int, done: _Done) -> None:
+        self._done[index] = done
+        if done.error is None:
+            self.answered += 1
+        else:
+            self.failed += 1
+        self._changed.set()
+
+    def _prompt(self, index: int) -> Prompt:
+        prompt = self._prompts[index]
+        if not self._keys[index].startswith(_digest(prompt)):
             msg = "the prompts were changed while they were asked: run the same command again"
             raise UsageError(msg)
+        return prompt
+
+    async def _answer(self, index: int) -> _Done:
+        prompt, key = self._prompt(index), self._keys[index]
         if (refused := self._hopeless.get(prompt.model)) is not None:
             return _Done(None, error=refused)
         events: list[Event] = []
@@ -288,7 +330,8 @@ class _Run:
         turns = fold(events, await self._borrowed(events)).turns
         if not turns:
             return _Done(None, error=error)
-        self._count(turns[0])
+        for attempt in _attempts(turns[0]):
+            self._add(attempt.usage, attempt.cost)
         size = _size(turns[0])
         self._held += size
         place = Place(turns[0].turn_id, events[0].position, events[-1].position)
@@ -298,15 +341,51 @@ class _Run:
             return _Done(place, None, error)
         return _Done(place, turns[0], error)
 
-    def _count(self, turn: Turn) -> None:
-        for attempt in _attempts(turn):
-            usage, cost = attempt.usage, attempt.cost
-            if usage is not None:
-                self._input += usage.total_input
-                self._output += usage.output
-            if cost is not None:
-                self._nano_usd += cost.nano_usd or 0
-                self._unpriced += cost.state == "unpriced"
+    def _add(self, usage: Usage | None, cost: Cost | None) -> None:
+        if usage is not None:
+            self._input += usage.total_input
+            self._output += usage.output
+        if cost is not None:
+            self._nano_usd += cost.nano_usd or 0
+            self._unpriced += cost.state == "unpriced"
+
+    # -------------------------------------------------------------- at a provider's batch API
+
+    async def _hand_in(self, groups: Mapping[ModelRef, Sequence[str]]) -> None:
+        """Hand everything in, then wait for it."""
+        flights: list[Flight] = []
+        for ref, items in groups.items():
+            handing = self._at_providers.submit(ref, items, lambda item: self._prompt(self._index[item]))
+            async with aclosing(handing) as handed:
+                async for what in handed:
+                    if isinstance(what, Flight):
+                        flights.append(what)
+                        self._fly(what, 0)
+                    else:
+                        self._land(what)
+        await asyncio.gather(*map(self._follow, flights))
+
+    async def _follow(self, flight: Flight) -> None:
+        self._fly(flight, 0)
+        async with aclosing(self._at_providers.follow(flight)) as told:
+            async for what in told:
+                if isinstance(what, int):
+                    self._fly(flight, what)
+                else:
+                    self._land(what)
+        del self._flights[flight.label]
+
+    def _fly(self, flight: Flight, ended: int) -> None:
+        self._flights[flight.label] = len(flight.attempts), ended
+        self._changed.set()
+
+    def _land(self, ended: Sequence[Ended]) -> None:
+        for each in ended:
+            if each.response is not None:
+                self._add(each.response.usage, each.response.cost)
+            # A line that is in the file no more is recorded, and that is all.
+            if (index := self._index.get(each.item)) is not None:
+                self._end(index, _Done(each.place, error=each.error))
 
     # -------------------------------------------------------------- giving back
 

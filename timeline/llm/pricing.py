@@ -38,8 +38,8 @@ TABLE = "genai-prices"
 OWN = "config"
 VENDORS = frozenset({"openai", "anthropic", "groq"})
 """Providers that the table knows by the same name."""
-MODES = ("service_tier", "speed")
-"""Fields of a request that change its price, as OpenAI, Groq and Anthropic name them."""
+MODES = ("service_tier", "speed", "processing")
+"""Fields of a request that change its price, as OpenAI, Groq and Anthropic name them; and how the table names batches."""
 EXACT = Context(prec=60)
 
 Served = Callable[[str], tuple[str, str | None]]
@@ -140,6 +140,27 @@ class PriceBook:
             if found is not None and _complete(found, usage):
                 return Cost("priced", _nano(found.total_price), TABLE, _table.version(found), _entry(found))
         return Cost("unpriced")
+
+    def batch_cost(self, provider: str, models: Sequence[str | None], usage: Usage, *, local: bool, at: int) -> Cost:
+        """What a request of a provider's batch cost: by the table's price for batches, else half of the usual price.
+
+        Half is what OpenAI, Anthropic and Groq ask for batches (their pricing pages). The entry says which it was.
+
+        Args:
+            provider: Its name as configured.
+            models: Names to look up, the most telling first.
+            usage: Token counters.
+            local: Whether the model runs on this machine.
+            at: When, µs UTC.
+        """
+        usual = self.cost(provider, models, usage, local=local, at=at)
+        if usual.state != "priced" or usual.nano_usd is None:
+            return usual
+        if usual.table == TABLE:
+            batched = self.cost(provider, models, usage, local=local, at=at, extra={"processing": "batch"})
+            if batched.nano_usd is not None and batched.nano_usd < usual.nano_usd:
+                return msgspec.structs.replace(batched, entry=f"{batched.entry} (batch)")
+        return msgspec.structs.replace(usual, nano_usd=-(-usual.nano_usd // 2), entry=f"{usual.entry} (batch: half)")
 
     def most(
         self,

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from timeline.events import BatchEnded, BatchStarted, Event, Owner, TurnStarted
+from timeline.events import BatchEnded, BatchStarted, BatchSubmitted, Event, Owner, TurnStarted
 from timeline.projections import Projection
 from timeline.projections.blocks import sessions
 
@@ -37,6 +37,9 @@ __all__ = [
     "batches",
     "find_batch",
     "last_conversation",
+    "open_items",
+    "provider_batches",
+    "submissions",
 ]
 
 _metadata = MetaData()
@@ -67,6 +70,17 @@ batch_items = Table(
 _is_completed = batch_items.c.state == literal_column("'completed'")
 Index("batch_items_completed", batch_items.c.session_id, sqlite_where=_is_completed)
 
+submissions = Table(
+    "submissions",
+    _metadata,
+    Column("submission", Text, primary_key=True, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("provider_batch", Text, nullable=False),
+    Column("requests", Integer, nullable=False),
+)
+
 _begin = sqlite_insert(batches)
 _begin = _begin.on_conflict_do_update(
     index_elements=["session_id"],
@@ -77,6 +91,7 @@ _end = (
     .where(batches.c.session_id == bindparam("of_session"))
     .values(owner_host=None, owner_pid=None, owner_started=None)
 )
+_submit = insert(submissions).prefix_with("OR IGNORE")
 _ask = insert(batch_items).prefix_with("OR IGNORE")
 _this_turn = (batch_items.c.turn_id == bindparam("of_turn")) & (batch_items.c.state == literal_column("'open'"))
 _complete = update(batch_items).where(_this_turn).values(state="completed", last_position=bindparam("position"))
@@ -87,8 +102,8 @@ class Batches(Projection):
     """Folds batches and the turns that are items of one; what failed or was stopped is not kept, since it is asked again."""
 
     name: ClassVar[str] = "batches"
-    version: ClassVar[int] = 1
-    tables: ClassVar[tuple[Table, ...]] = (batches, batch_items)
+    version: ClassVar[int] = 2
+    tables: ClassVar[tuple[Table, ...]] = (batches, batch_items, submissions)
 
     def apply(self, conn: Connection, event: Event) -> None:
         """See `Projection.apply`."""
@@ -106,6 +121,9 @@ class Batches(Projection):
                 conn.execute(_begin, row)
             case _, BatchEnded():
                 conn.execute(_end, {"of_session": event.session_id})
+            case _, BatchSubmitted() as told:
+                row = {name: getattr(told, name) for name in told.__struct_fields__}
+                conn.execute(_submit, row | {"session_id": event.session_id})
             case _, TurnStarted(item=str() as item):
                 row = {
                     "turn_id": event.turn_id,
@@ -157,6 +175,23 @@ def answered_items(conn: Connection, session_id: str) -> dict[str, Place]:
     query = select(columns.item, columns.turn_id, columns.first_position, columns.last_position)
     query = query.where(columns.session_id == session_id, _is_completed).order_by(columns.first_position)
     return {row.item: Place(row.turn_id, row.first_position, row.last_position) for row in conn.execute(query)}
+
+
+def open_items(conn: Connection, session_id: str) -> dict[str, tuple[str, int]]:
+    """The items of a batch's session that are under way: by their turns, the item and the position at which it began."""
+    columns = batch_items.c
+    query = select(columns.turn_id, columns.item, columns.first_position)
+    query = query.where(columns.session_id == session_id, columns.state == "open")
+    return {row.turn_id: (row.item, row.first_position) for row in conn.execute(query)}
+
+
+def provider_batches(conn: Connection, session_id: str) -> dict[str, BatchSubmitted]:
+    """What of a session went to batch APIs, by our own name for it."""
+    query = select(submissions).where(submissions.c.session_id == session_id)
+    names = BatchSubmitted.__struct_fields__
+    return {
+        row.submission: BatchSubmitted(**{name: getattr(row, name) for name in names}) for row in conn.execute(query)
+    }
 
 
 def last_conversation(conn: Connection) -> str | None:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from sqlalchemy import Column, Connection, Integer, MetaData, Row, Table, Text, bindparam, func, literal_column, select
 from sqlalchemy.dialects.sqlite import insert
 
-from timeline.events import CallFailed, Event, Owner, ResponseCompleted
+from timeline.events import BATCH_KEY, CallFailed, Event, Owner, ResponseCompleted
 from timeline.projections import Projection
 from timeline.projections.calls import attempts
 
@@ -76,7 +76,11 @@ model_stats = Table(
 
 _a = attempts.c
 _attempt = select(attempts).where(_a.call_id == bindparam("of_call"), _a.attempt == bindparam("of_attempt"))
-_of_model = (_a.provider == bindparam("of_provider"), _a.model == bindparam("of_model"))
+_of_model = (
+    _a.provider == bindparam("of_provider"),
+    _a.model == bindparam("of_model"),
+    func.coalesce(_a.key, "") != BATCH_KEY,
+)
 _lately = (
     select(func.count(), func.count().filter(_a.state == "failed"))
     .where(*_of_model, _a.started_at > bindparam("since"))
@@ -125,9 +129,10 @@ class HealthProjection(Projection):
 
 
 def _ended(conn: Connection, event: Event, number: int) -> Row[Any] | None:
-    """The attempt that this event ended; None if another one did before."""
+    """The attempt that this event ended; None if another one did before, or it was a provider's batch that took hours."""
     attempt = conn.execute(_attempt, {"of_call": event.call_id, "of_attempt": number}).one_or_none()
-    return attempt if attempt is not None and attempt.last_position == event.position else None
+    counts = attempt is not None and attempt.last_position == event.position and attempt.key != BATCH_KEY
+    return attempt if counts else None
 
 
 def _of(attempt: Row[Any]) -> dict[str, Any]:

@@ -417,23 +417,59 @@ class HTTPProvider(LLMProvider):
 
     # -------------------------------------------------------------- the wire
 
-    async def get_json(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    async def get_json(
+        self, path: str, body: dict[str, Any] | bytes | None = None, *, content_type: str = "application/json"
+    ) -> Any:
         """Fetch `path` below the base URL, with POST where there is a body, and decode its JSON.
+
+        Args:
+            path: With its query.
+            body: To be sent as JSON; bytes are sent as they are.
+            content_type: What the bytes are.
 
         Raises:
             ProviderError: It failed or isn't JSON.
         """
-        content = None if body is None else msgspec.json.encode(body)
-        head, payload = await self._exchange("GET" if body is None else "POST", path, content)
+        content = body if body is None or isinstance(body, bytes) else msgspec.json.encode(body)
+        method = "GET" if body is None else "POST"
+        head, payload = await self._exchange(method, path, content, content_type=content_type)
         try:
             return msgspec.json.decode(payload)
         except msgspec.DecodeError:
             raise head.bad(payload, what="no JSON") from None
 
-    async def _exchange(self, method: str, path: str, content: bytes | None, *, model: str = "") -> tuple[Head, bytes]:
+    async def get_lines(self, path: str) -> AsyncGenerator[bytes, None]:
+        """Fetch the lines of a file below the base URL as they arrive, however long it is.
+
+        Raises:
+            ProviderError: It failed, or broke off.
+        """
+        response = await self._send("GET", path, None, stream=True)
+        try:
+            head = self._head(response, "")
+            if head.status >= _FIRST_ERROR:
+                raise await self._refusal(response, head)
+            rest = b""
+            with _Mapped(self):
+                async for data in response.aiter_bytes():
+                    *lines, rest = (rest + data).split(b"\n")
+                    for line in lines:
+                        yield line
+            yield rest
+        finally:
+            await response.aclose()
+
+    def head_of(self, status: int, request_id: str | None, model: str) -> Head:
+        """The head of an answer that came as a part of another one."""
+        headers = {} if request_id is None else {"request-id": request_id}
+        return Head(self._speaker, status, headers, time.time_ns() // 1000, model)
+
+    async def _exchange(
+        self, method: str, path: str, content: bytes | None, *, model: str = "", content_type: str = "application/json"
+    ) -> tuple[Head, bytes]:
         try:
             async with asyncio.timeout(self.timeouts.total):
-                response = await self._send(method, path, content, stream=False)
+                response = await self._send(method, path, content, stream=False, content_type=content_type)
                 try:
                     head = self._head(response, model)
                     if head.status >= _FIRST_ERROR:
@@ -445,7 +481,9 @@ class HTTPProvider(LLMProvider):
         except TimeoutError:
             raise late(self.name, _within("sent no whole answer", self.timeouts.total)) from None
 
-    async def _send(self, method: str, path: str, content: bytes | None, *, stream: bool) -> httpx.Response:
+    async def _send(
+        self, method: str, path: str, content: bytes | None, *, stream: bool, content_type: str = "application/json"
+    ) -> httpx.Response:
         """The response's head; its body is still to be read, and it to be closed."""
         import httpx
 
@@ -459,7 +497,7 @@ class HTTPProvider(LLMProvider):
             # A proxy that compresses a stream also holds it back.
             headers["accept-encoding"] = "identity"
         if content is not None:
-            headers["content-type"] = "application/json"
+            headers["content-type"] = content_type
         if self._userinfo is not None:
             headers["authorization"] = "Basic " + base64.b64encode(self._userinfo.encode()).decode("ascii")
         request = client.build_request(
