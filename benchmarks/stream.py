@@ -211,7 +211,7 @@ async def recorded(url: str) -> Callable[[], AsyncIterator[Any]]:
     timeline = await opened.__aenter__()
 
     def stream() -> AsyncIterator[Any]:
-        return timeline.ask(MESSAGES[0]["content"], model="bench:gpt-4o-mini")
+        return timeline.ask(MESSAGES[0]["content"], model="bench:gpt-4o-mini", direct=True)
 
     stream.opened = opened
     return stream

@@ -18,7 +18,7 @@ from .shown import Learning, Shown, Watched
 from .signs import ascii_only
 
 if TYPE_CHECKING:
-    from timeline.cognition.processor import TurnEnd
+    from timeline.cognition.turn import TurnEnd
     from timeline.events import Event
     from timeline.runtime import Timeline
 
@@ -55,9 +55,24 @@ def ask(
         int | None, typer.Option("--seed", help="For repeatable sampling, where the provider has it.")
     ] = None,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Ask for the answer in one piece.")] = False,
-    direct: Annotated[  # noqa: ARG001  the only mode there is
-        bool, typer.Option("--direct", help="One call, no cognition steps (the default for now).")
-    ] = True,
+    direct: Annotated[
+        bool | None,
+        typer.Option(
+            "--direct/--pipeline", help="One call, or route, tools and answer (the default).", show_default=False
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", min=0.1, metavar="SECONDS", help="How long until the first words, waits and retries included."
+        ),
+    ] = None,
+    cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--cache/--no-cache", help="Take the recorded answer of an equal request, or ask anew.", show_default=False
+        ),
+    ] = None,
     private: Annotated[
         bool, typer.Option("--private", help="Record tokens, times and cost, but nothing that was said.")
     ] = False,
@@ -121,6 +136,9 @@ def ask(
             seed=seed,
             stream=not no_stream,
             private=private,
+            direct=direct,
+            timeout=timeout,
+            cache=cache,
             quiet=quiet,
             offline=offline,
         )
@@ -145,7 +163,7 @@ async def _ask(
             providers.warm(model, going_on=options["session"] is not None)
             # In a thread, so that the model begins to load meanwhile: this takes longer to import than all before.
             await asyncio.to_thread(import_module, "timeline.runtime")
-            from timeline.cognition.processor import TurnEnd
+            from timeline.cognition.turn import TurnEnd
             from timeline.events import Event
             from timeline.providers.base import Delta
             from timeline.runtime import Timeline

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.segment import ControlType, Segment
 from rich.text import Text
 
-from timeline.cognition.processor import TurnEnd
+from timeline.cognition.turn import TurnEnd
 from timeline.events import Event, StepCompleted, StepFailed, StepSkipped
 from timeline.projections.blocks import Folding, Session, Turn
 from timeline.providers.base import Delta

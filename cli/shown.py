@@ -13,7 +13,7 @@ from . import output
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from timeline.cognition.processor import TurnEnd
+    from timeline.cognition.turn import TurnEnd
     from timeline.events import Event
     from timeline.providers.base import Delta
 

@@ -6,25 +6,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from timeline.cognition.processor import TurnEnd as TurnEnd
+    from timeline.cognition.processor import CognitionProcessor as CognitionProcessor
+    from timeline.cognition.processor import CognitionResult as CognitionResult
     from timeline.cognition.prompts import File as File
     from timeline.cognition.prompts import attach as attach
+    from timeline.cognition.turn import TurnEnd as TurnEnd
     from timeline.config import Config as Config
     from timeline.events import Event as Event
+    from timeline.llm.manager import Superseded as Superseded
     from timeline.providers.base import Delta as Delta
     from timeline.runtime import Timeline as Timeline
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "Delta", "Event", "File", "Timeline", "TurnEnd", "__version__", "attach"]
+__all__ = [
+    "CognitionProcessor",
+    "CognitionResult",
+    "Config",
+    "Delta",
+    "Event",
+    "File",
+    "Superseded",
+    "Timeline",
+    "TurnEnd",
+    "__version__",
+    "attach",
+]
 
 _HOMES = {
+    "CognitionProcessor": "timeline.cognition.processor",
+    "CognitionResult": "timeline.cognition.processor",
     "Config": "timeline.config",
     "Delta": "timeline.providers.base",
     "Event": "timeline.events",
     "File": "timeline.cognition.prompts",
+    "Superseded": "timeline.llm.manager",
     "Timeline": "timeline.runtime",
-    "TurnEnd": "timeline.cognition.processor",
+    "TurnEnd": "timeline.cognition.turn",
     "attach": "timeline.cognition.prompts",
 }
 

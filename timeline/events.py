@@ -53,6 +53,7 @@ __all__ = [
     "SessionStarted",
     "StepCompleted",
     "StepFailed",
+    "StepKind",
     "StepSkipped",
     "StepStarted",
     "ToolCalled",

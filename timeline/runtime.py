@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection
 
 import timeline
-from timeline.cognition.processor import Ask, TurnEnd, answer_directly, history
+from timeline.cognition.processor import CognitionProcessor
 from timeline.cognition.prompts import File, user_message
-from timeline.config import Complexity, Config, Task, load
+from timeline.cognition.toolbox import open_tools
+from timeline.cognition.tools import Confirm, Tools
+from timeline.cognition.turn import Ask, TurnEnd, history
+from timeline.config import BudgetConfig, Complexity, Config, Task, allowed_dirs, load
 from timeline.errors import StoreError, UsageError
 from timeline.events import (
     CallInterrupted,
@@ -31,7 +36,8 @@ from timeline.events import (
 from timeline.llm.facts import Explained, Router, last_answer, request_of
 from timeline.llm.manager import LLMManager, Superseded
 from timeline.llm.pricing import PriceBook, estimate_tokens
-from timeline.llm.router import Asked, LastAnswer
+from timeline.llm.ranking import Request
+from timeline.llm.router import Asked, Candidate, LastAnswer
 from timeline.projections import Projections
 from timeline.projections.batches import Batches, last_conversation
 from timeline.projections.blocks import (
@@ -98,13 +104,28 @@ class Timeline:
                         print(item.text, end="")
     """
 
-    def __init__(self, store: EventStore, clock: Clock, providers: Providers) -> None:
+    def __init__(
+        self, store: EventStore, clock: Clock, providers: Providers, stack: AsyncExitStack, confirm: Confirm | None
+    ) -> None:
         self.store = store
+        self._stack = stack
+        self._confirm = confirm
+        self._tools: Tools | None = None
         self.config = config = providers.config
         self._clock = clock
         self._providers = providers
         self._prices = PriceBook(config.settings.prices, config.served)
-        self._manager = LLMManager(store, clock, providers.get, self._prices, config.settings)
+        manager = LLMManager(store, clock, providers.get, self._prices, config.settings)
+        self.cognition = CognitionProcessor(
+            store,
+            manager,
+            clock,
+            providers.get,
+            self._open_tools,
+            search=self._search,
+            max_rounds=config.settings.tools.max_rounds,
+            prepare=self._prepare,
+        )
         self._router = Router(config, clock, self._prices, providers.get, query=store.query)
 
     @classmethod
@@ -116,6 +137,7 @@ class Timeline:
         clock: Clock | None = None,
         providers: Providers | None = None,
         read_only: bool = False,
+        confirm: Confirm | None = None,
     ) -> AsyncIterator[Timeline]:
         """Open the store that the configuration names, and end what processes that died left open.
 
@@ -124,6 +146,7 @@ class Timeline:
             clock: Time and ids.
             providers: Those already open, with their configuration; the caller closes them.
             read_only: Only look; works in a folder that can't be written.
+            confirm: Asked before a tool that changes something; None refuses them all.
 
         Raises:
             ConfigError: The configuration is wrong.
@@ -142,14 +165,14 @@ class Timeline:
                     read_only=read_only,
                 )
             )
-            self = cls(store, clock or Clock(), providers)
+            self = cls(store, clock or Clock(), providers, stack, confirm)
             if not read_only:
                 await self._reap()
             yield self
 
     # -------------------------------------------------------------- asking
 
-    async def ask(
+    def ask(
         self,
         prompt: str,
         *,
@@ -162,6 +185,12 @@ class Timeline:
         seed: int | None = None,
         stream: bool = True,
         private: bool = False,
+        direct: bool | None = None,
+        schema: dict[str, Any] | None = None,
+        allow_dirs: Sequence[Path] = (),
+        timeout: float | None = None,
+        cache: bool | None = None,
+        budgets: Sequence[BudgetConfig] = (),
         item: str | None = None,
     ) -> AsyncGenerator[Delta | Event | Superseded | TurnEnd]:
         """Ask, in a new session or an existing one.
@@ -177,6 +206,12 @@ class Timeline:
             seed: For repeatable sampling, where the provider has it.
             stream: Ask for a streamed answer.
             private: Record totals, not bodies.
+            direct: One call, without cognition; None for what is configured.
+            schema: JSON Schema that the answer has to follow; asked for directly.
+            allow_dirs: Folders that tools may read, beside the working directory and the configured ones.
+            timeout: Seconds that a call may take until its first words; None for what is configured.
+            cache: Whether the recorded answer of an equal request will do; None for what is configured.
+            budgets: Further budgets for this question.
             item: Which line of the batch that is `session`; then nothing of the session goes along.
 
         Yields:
@@ -187,13 +222,50 @@ class Timeline:
             UsageError, NotFound, AmbiguousName, ConfigError, MissingKey: Nothing was asked or recorded.
             StoreError: It can't be recorded.
         """
+
+        async def prepared() -> Ask:
+            ask = await self._prepare(
+                prompt, session, model=model, system=system, files=files, private=private, item=item
+            )
+            if direct is None and self.config.settings.mode == "pipeline" and schema is None:
+                mode: Literal["pipeline", "direct"] = "pipeline"
+            else:
+                mode = "pipeline" if direct is False else "direct"
+            return msgspec.structs.replace(
+                ask,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                seed=seed,
+                stream=stream,
+                mode=mode,
+                schema=schema,
+                allowed=(*ask.allowed, *allow_dirs),
+                timeout=timeout,
+                cache=cache,
+                budgets=tuple(budgets),
+            )
+
+        return self.cognition.run(prepared())
+
+    async def _prepare(
+        self,
+        prompt: str,
+        session: str | None,
+        *,
+        model: str | None = None,
+        system: str | None = None,
+        files: Sequence[File] = (),
+        private: bool = False,
+        item: str | None = None,
+    ) -> Ask:
+        """What is asked for, checked, with what was said before."""
         if not prompt.strip() and not files:
             msg = "there is nothing to ask: give a prompt as an argument or on standard input"
             raise UsageError(msg)
         _check_text(prompt, system or "", *(file.body for file in files if isinstance(file.body, str)))
         # The lines of a batch have nothing to do with each other.
         talk = await self._talk(session, system) if item is None else _Talk(session, system)
-        request = request_of([*(past for past, _ in talk.past), user_message(prompt, files)], talk.system, max_tokens)
+        request = request_of([*(past for past, _ in talk.past), user_message(prompt, files)], talk.system, None)
         models = () if model is None else (self.config.parse_choice(model),)
         routed = await self._router.route(Asked(models, request=request), talk.last)
         if not routed.others:
@@ -203,25 +275,24 @@ class Timeline:
         if talk.session_id is None:
             title = None if private else _title(prompt)
             first = SessionStarted(client_version=timeline.__version__, owner=this_process(), title=title)
-        ask = Ask(
+
+        async def choose(task: Task, complexity: Complexity | None, request: Request) -> Sequence[Candidate]:
+            return (await self._router.route(Asked(models, task, complexity, request), talk.last)).candidates
+
+        return Ask(
             prompt=prompt,
-            candidates=routed.candidates,
+            choose=choose,
             session_id=talk.session_id or self._clock.uuid7(),
             first=first,
             system=talk.system,
             files=tuple(files),
             past=talk.past,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            seed=seed,
             private=private,
-            stream=stream,
             item=item,
+            mode=self.config.settings.mode,
+            folder=Path(),
+            allowed=allowed_dirs(self.config),
         )
-        turn = answer_directly(self.store, self._manager, self._clock, ask)
-        async with aclosing(turn) as happens:
-            async for what in happens:
-                yield what
 
     async def batch(
         self,
@@ -268,6 +339,7 @@ class Timeline:
                 max_tokens=prompt.max_tokens,
                 seed=prompt.seed,
                 item=item,
+                direct=True,
             )
 
         def at_providers(session_id: str) -> ProviderBatches:
@@ -300,6 +372,17 @@ class Timeline:
         async with aclosing(run) as items:
             async for item in items:
                 yield item
+
+    async def _search(self, words: str, limit: int) -> Sequence[Found]:
+        """Past turns for a tool."""
+        return await self.search(words, limit=limit) if available() else ()
+
+    async def _open_tools(self) -> Tools:
+        """The tools that are on; their servers are started at the first question that may need them."""
+        if self._tools is None:
+            toolbox = await self._stack.enter_async_context(open_tools(self.config, confirm=self._confirm))
+            self._tools = toolbox.tools
+        return self._tools
 
     async def explain(
         self,

@@ -63,6 +63,7 @@ async def events_of(tmp_path: Path, dialect: str, url: str, *, stream: bool = Tr
     settings = {
         "llm_providers": {"p": entry},
         "retry": {"max_attempts": 1},
+        "mode": "direct",
         "routing_strategy": {"fallback": None},
     }
     config = load(find_paths(environ, tmp_path), environ, tmp_path, settings)

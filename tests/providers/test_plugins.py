@@ -99,13 +99,15 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(tmp_path: Path, **providers: dict[str, Any]) -> Config:
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
-    (home / "config.yaml").write_text(json.dumps({"llm_providers": providers, "routing_strategy": {"fallback": None}}))
+    (home / "config.yaml").write_text(
+        json.dumps({"llm_providers": providers, "routing_strategy": {"fallback": None}, "mode": "direct"})
+    )
     return load(environ={"TIMELINE_HOME": str(home), "HOME": str(home)}, cwd=home)
 
 
 def configure(home: Home, **providers: dict[str, Any]) -> None:
     (home.path / "config.yaml").write_text(
-        json.dumps({"llm_providers": providers, "routing_strategy": {"fallback": None}})
+        json.dumps({"llm_providers": providers, "routing_strategy": {"fallback": None}, "mode": "direct"})
     )
 
 

@@ -234,7 +234,7 @@ class Home:
         """Write the configuration; keyword arguments are further fields of the provider `t`."""
         entry = {"kind": "openai", "base_url": self.url, "models": ["m"], "local": True, **provider}
         settings = {"llm_providers": {"t": entry}, "routing_strategy": {"default": "t:m", "fallback": None}}
-        settings["retry"] = {"max_attempts": 1}
+        settings |= {"retry": {"max_attempts": 1}, "mode": "direct"}
         # JSON is YAML.
         (self.path / "config.yaml").write_text(json.dumps(settings))
 

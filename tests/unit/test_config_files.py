@@ -80,11 +80,11 @@ def test_section_with_everything_commented_out_changes_nothing(home: Path, text:
         ("llm_provider: {}", 'unknown key "llm_provider": did you mean llm_providers?'),
         (
             "zzz: 1",
-            'unknown key "zzz": expected one of llm_providers, routing_strategy, store, prices, offline, retry, budgets, cache, tools',
+            'unknown key "zzz": expected one of llm_providers, routing_strategy, store, prices, offline, mode, retry, budgets, cache, tools',
         ),
         (
             "1: 2",
-            "unknown key 1: expected one of llm_providers, routing_strategy, store, prices, offline, retry, budgets, cache, tools",
+            "unknown key 1: expected one of llm_providers, routing_strategy, store, prices, offline, mode, retry, budgets, cache, tools",
         ),
         ("llm_providers: [openai]", "llm_providers: expected a mapping, got a list"),
         ("llm_providers: {openai: true}", "llm_providers.openai: expected a mapping, got true"),

@@ -11,7 +11,7 @@ from support.cognition import Story, percent_and_day
 from support.stores import Scribe, opened
 
 from timeline import events as e
-from timeline.cognition.processor import history
+from timeline.cognition.turn import history
 from timeline.config import load
 from timeline.projections.blocks import Folding, Session, Step, fold, sources
 from timeline.projections.drawn import Turn

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from support.calls import ONCE, opened
 
-from timeline.cognition.processor import Ask, TurnEnd, answer_directly, history
+from timeline.cognition.processor import CognitionProcessor
 from timeline.cognition.prompts import File
+from timeline.cognition.turn import Ask, TurnEnd, always, history
 from timeline.errors import ServerError
 from timeline.events import Clock, Event, RequestSent, SessionStarted, StepFailed, TurnFailed, TurnStarted
 from timeline.llm.manager import LLMManager
@@ -32,14 +33,15 @@ class Turns:
         self.store = store
         self.clock = Clock()
         self.providers: dict[str, LLMProvider] = {}
-        self.manager = LLMManager(store, self.clock, self.providers.__getitem__, settings=ONCE)
+        manager = LLMManager(store, self.clock, self.providers.__getitem__, settings=ONCE)
+        self.processor = CognitionProcessor(store, manager, self.clock, self.providers.__getitem__)
         self.session_id = self.clock.uuid7()
 
     def turn(self, provider: LLMProvider, prompt: str = "Why?", **more: Any) -> Any:
         """A turn, not yet begun."""
         self.providers[provider.name] = provider
-        ask = Ask(prompt, (Candidate(provider.name, "model", "asked for"),), self.session_id, **more)
-        return answer_directly(self.store, self.manager, self.clock, ask)
+        ask = Ask(prompt, always(Candidate(provider.name, "model", "asked for")), self.session_id, **more)
+        return self.processor.run(ask)
 
     async def first(self, provider: LLMProvider, prompt: str = "Why?", **more: Any) -> list[Any]:
         """A session's first turn to its end: all it yielded."""

@@ -34,7 +34,9 @@ def config(tmp_path: Path, server: Server) -> Config:
     home.mkdir()
     entry = {"kind": "openai", "base_url": server.url + "/v1", "models": ["m"]}
     (home / "config.yaml").write_text(
-        json.dumps({"llm_providers": {"t": entry}, "routing_strategy": {"default": "t:m", "fallback": None}})
+        json.dumps(
+            {"llm_providers": {"t": entry}, "routing_strategy": {"default": "t:m", "fallback": None}, "mode": "direct"}
+        )
     )
     return timeline.config.load(environ={"TIMELINE_HOME": str(home), "HOME": str(tmp_path)}, cwd=tmp_path)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from support.stores import opened
 
-from timeline.cognition.processor import Ask, answer_directly
+from timeline.cognition.processor import CognitionProcessor
+from timeline.cognition.turn import Ask, always
 from timeline.events import Clock, SessionStarted
 from timeline.llm.manager import LLMManager
 from timeline.llm.router import Candidate
@@ -77,9 +78,9 @@ async def test_a_500_token_answer_takes_no_more_of_the_file_than_llm_takes_for_i
         async with opened(path) as store:
             prompt = f"Question {number}: why does the sky look blue in the day and red at dusk?"
             first = SessionStarted("0.1.0", this_process(), prompt)
-            ask = Ask(prompt, (Candidate("t", "model", "asked for"),), clock.uuid7(), first)
+            ask = Ask(prompt, always(Candidate("t", "model", "asked for")), clock.uuid7(), first)
             manager = LLMManager(store, clock, lambda _: provider)
-            async for _ in answer_directly(store, manager, clock, ask):
+            async for _ in CognitionProcessor(store, manager, clock, lambda _: provider).run(ask):
                 pass
         sizes.append(path.stat().st_size)
 

@@ -26,10 +26,10 @@ from msgspec import Struct
 from sqlalchemy import Connection
 
 import timeline
-from timeline.cognition.processor import TurnEnd
 from timeline.cognition.prompt_file import Prompt
 from timeline.cognition.provider_batch import Ended, Flight, ProviderBatches
 from timeline.config import ModelRef
+from timeline.cognition.turn import TurnEnd
 from timeline.errors import (
     AuthenticationFailed,
     BudgetExceeded,

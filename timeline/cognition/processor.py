@@ -1,224 +1,287 @@
-"""A turn from the user's words to the answer, as steps in the log; for now one step, `answer`."""
+"""A turn from the user's words to the answer: route → tool → format, or one call; each step a real call, each recorded.
+
+The steps before the answer stand in `steps`. What a deterministic tool found out stands in the answer, or under it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
+import msgspec
 from msgspec import Struct
 
-from timeline.cognition.prompts import File, user_message
-from timeline.errors import TimelineError
-from timeline.events import (
-    Attachment,
-    Clock,
-    Event,
-    EventData,
-    MessageRef,
-    NewEvent,
-    SessionStarted,
-    StepCompleted,
-    StepFailed,
-    StepStarted,
-    TurnCompleted,
-    TurnFailed,
-    TurnInterrupted,
-    TurnStarted,
-)
-from timeline.llm.attempt import CallContext, CallEnd, error_info, interrupt_reason
+from timeline.cognition.prompts import grounded, missing_facts, user_message
+from timeline.cognition.steps import Steps
+from timeline.cognition.tools import Found, ToolOutcome, Tools, Workspace
+from timeline.cognition.turn import Ask, Record, TurnEnd, fitting
+from timeline.config import Complexity
+from timeline.errors import BadResponse, StoreError, TimelineError
+from timeline.events import Clock, Event, MessageRef, StepCompleted, StepFailed, TurnCompleted, TurnFailed
+from timeline.llm.attempt import CallEnd, error_info, interrupt_reason
 from timeline.llm.manager import LLMManager, Superseded
-from timeline.llm.router import Candidate
-from timeline.projections.blocks import Session
-from timeline.providers.base import Delta, LLMRequest, Message
-from timeline.store import EventStore, content_digest, this_process
+from timeline.llm.pricing import estimate_tokens
+from timeline.llm.ranking import Request
+from timeline.projections.blocks import Step, fold
+from timeline.projections.drawn import UNDER
+from timeline.providers.base import Delta, LLMProvider, LLMRequest
+from timeline.store import EventStore
 
-__all__ = ["Ask", "TurnEnd", "answer_directly", "history"]
+__all__ = ["CognitionProcessor", "CognitionResult"]
 
 
-class Ask(Struct, frozen=True):
-    """What a user asks for in one turn.
+class CognitionResult(Struct, frozen=True):
+    """What became of a user's input.
 
     Args:
-        prompt: The user's words.
-        candidates: Which models may answer, the preferred one first.
-        session_id: Which timeline it belongs to.
-        first: The session's first event, if the session begins with this turn.
-        system: System prompt.
-        files: Files that are part of the user's message.
-        past: The messages before, and how the log refers to each.
-        temperature, max_tokens, seed: Sampling, None for the provider's own.
-        private: Record totals, not bodies.
-        stream: Ask for a streamed answer.
-        timeout, cache: See `timeline.llm.attempt.CallContext`.
-        item: Which line of a batch it is.
+        steps: How it was worked out.
+        final_output: The answer.
+        session_id: Where it is recorded.
+        error: Why there is no answer, or only a part of it.
     """
 
-    prompt: str
-    candidates: tuple[Candidate, ...]
+    steps: tuple[Step, ...]
+    final_output: str
     session_id: str
-    first: SessionStarted | None = None
-    system: str | None = None
-    files: tuple[File, ...] = ()
-    past: tuple[tuple[Message, MessageRef], ...] = ()
-    temperature: float | None = None
-    max_tokens: int | None = None
-    seed: int | None = None
-    private: bool = False
-    stream: bool = True
-    timeout: float | None = None
-    cache: bool | None = None
-    item: str | None = None
-
-
-class TurnEnd(Struct, frozen=True):
-    """How a turn ended.
-
-    Args:
-        turn_id: Which turn.
-        text: The answer, as far as it came.
-        error: Why it failed, if it did.
-    """
-
-    turn_id: str
-    text: str
     error: TimelineError | None = None
 
 
-async def answer_directly(
-    store: EventStore, manager: LLMManager, clock: Clock, ask: Ask
-) -> AsyncGenerator[Delta | Event | Superseded | TurnEnd]:
-    """Work out a turn with one call.
-
-    Yields:
-        Deltas as they arrive, events as they are committed, and one `TurnEnd`.
-
-    Raises:
-        StoreError: The turn can't be recorded.
-    """
-    turn_id, step_id = clock.short_id(), clock.short_id()
-    started = clock.monotonic()
-
-    def new(*facts: EventData) -> list[NewEvent]:
-        return [
-            NewEvent(
-                session_id=ask.session_id,
-                data=data,
-                event_id=clock.uuid7(),
-                recorded_at=clock.now(),
-                turn_id=None if isinstance(data, SessionStarted) else turn_id,
-                step_id=step_id if isinstance(data, StepStarted | StepCompleted | StepFailed) else None,
-            )
-            for data in facts
-        ]
-
-    def elapsed() -> int:
-        return int((clock.monotonic() - started) * 1_000_000)
-
-    turn, message, bodies = _opening(ask)
-    opening = new(*((ask.first,) if ask.first else ()), turn, StepStarted("answer"))
-    request, context = _call(ask, message, turn, turn_id, step_id)
-    ended: asyncio.Future[list[Event]] | None = None
-    result: TurnEnd | None = None
-    try:
-        call = manager.stream(ask.candidates, request, context, opening=opening, contents=bodies)
-        async with aclosing(call) as items:
-            async for item in items:
-                if type(item) is Delta or not isinstance(item, CallEnd):
-                    yield item
-                    continue
-                # Enqueued before the call's own end is awaited: both are one transaction.
-                if item.error is None:
-                    ended = store.enqueue(new(StepCompleted(elapsed()), TurnCompleted(item.call_id, elapsed())))
-                else:
-                    error = error_info(item.error, private=ask.private)
-                    ended = store.enqueue(new(StepFailed(error, elapsed()), TurnFailed(error, elapsed())))
-                result = TurnEnd(turn_id, item.text, item.error)
-    except (asyncio.CancelledError, GeneratorExit) as exc:
-        if ended is None:
-            store.enqueue(new(TurnInterrupted(interrupt_reason(exc), elapsed())))
-        raise
-    if ended is not None and result is not None:
-        for event in await asyncio.shield(ended):
-            yield event
-        yield result
-
-
-def _opening(ask: Ask) -> tuple[TurnStarted, MessageRef, list[str | bytes]]:
-    """The turn's first event, how its message is referred to, and the bodies to keep."""
-    bodies = (
-        [] if ask.private else [ask.prompt, *(file.body for file in ask.files), *([ask.system] if ask.system else [])]
-    )
-
-    def ref(body: str | bytes | None) -> str | None:
-        return None if ask.private or body is None else content_digest(body)
-
-    attachments = tuple(
-        Attachment(
-            name="" if ask.private else file.name,
-            media_type=file.media_type,
-            size=file.size,
-            ref=ref(file.body),
-        )
-        for file in ask.files
-    )
-    opening = TurnStarted(
-        mode="direct",
-        owner=this_process(),
-        prompt=ref(ask.prompt),
-        system=ref(ask.system),
-        attachments=attachments,
-        private=ask.private,
-        item=ask.item,
-    )
-    refs = tuple(item.ref for item in attachments if item.ref)
-    return opening, MessageRef("user", ref=opening.prompt, attachments=refs), bodies
-
-
-def _call(
-    ask: Ask, message: MessageRef, opening: TurnStarted, turn_id: str, step_id: str
-) -> tuple[LLMRequest, CallContext]:
-    request = LLMRequest(
-        model=ask.candidates[0].model,
-        messages=(*(past for past, _ in ask.past), user_message(ask.prompt, ask.files)),
-        # An empty one ends the session's, and is no message.
-        system=ask.system or None,
-        temperature=ask.temperature,
-        max_tokens=ask.max_tokens,
-        seed=ask.seed,
-    )
-    system = (MessageRef("system", ref=opening.system),) if ask.system else ()
-    context = CallContext(
-        session_id=ask.session_id,
-        turn_id=turn_id,
-        step_id=step_id,
-        messages=(*system, *(ref for _, ref in ask.past), message),
-        private=ask.private,
-        stream=ask.stream,
-        timeout=ask.timeout,
-        cache=ask.cache,
-    )
-    return request, context
-
-
-def history(session: Session, contents: Mapping[str, str | bytes]) -> tuple[tuple[Message, MessageRef], ...]:
-    """The messages of a session so far: each turn that has an answer, whole or cut short, and whose bodies are there.
-
-    Turns of a batch are left out: none of them follows from another.
+class CognitionProcessor:
+    """Works out turns.
 
     Args:
-        session: The fold of its events.
-        contents: Bodies of its prompts and attachments by digest.
+        store: Where everything is recorded.
+        manager: Makes the calls.
+        clock: Time and ids.
+        get: The provider of a name.
+        tools: Gives the tools that are on; None for none.
+        search: Full text over past turns, for the tools: words, and how many.
+        max_rounds: How often a model may call tools in one turn.
+        prepare: Makes an `Ask` of an input and the name of a session, for `process_user_input`.
     """
-    messages: list[tuple[Message, MessageRef]] = []
-    for turn in session.turns:
-        answer = turn.answer
-        prompt = contents.get(turn.prompt or "")
-        if turn.item or answer is None or not answer.text or not isinstance(prompt, str):
-            continue
-        refs = tuple(item.ref for item in turn.attachments if item.ref)
-        kept = [item for item in turn.attachments if item.ref in contents]
-        files = [File(item.name, contents[item.ref or ""], item.media_type) for item in kept]
-        messages.append((user_message(prompt, files), MessageRef("user", ref=turn.prompt, attachments=refs)))
-        messages.append((Message("assistant", answer.text), MessageRef("assistant", call=answer.recorded_in)))
-    return tuple(messages)
+
+    def __init__(
+        self,
+        store: EventStore,
+        manager: LLMManager,
+        clock: Clock,
+        get: Callable[[str], LLMProvider],
+        tools: Callable[[], Awaitable[Tools]] | None = None,
+        *,
+        search: Callable[[str, int], Awaitable[Sequence[Found]]] | None = None,
+        max_rounds: int = 4,
+        prepare: Callable[[str, str | None], Awaitable[Ask]] | None = None,
+    ) -> None:
+        self._store = store
+        self._manager = manager
+        self._clock = clock
+        self._get = get
+        self._tools = tools
+        self._search = search
+        self._max_rounds = max_rounds
+        self._prepare = prepare
+
+    async def process_user_input(self, text: str, session: str | None = None) -> CognitionResult:
+        """Work out one input to its end.
+
+        Args:
+            text: The user's words.
+            session: Id, unique prefix, title or `last` of the session to go on with; None begins one.
+
+        Raises:
+            TimelineError: Nothing was asked or recorded.
+            StoreError: It can't be recorded.
+        """
+        if self._prepare is None:
+            msg = "this processor knows no sessions: give it `prepare`, or use Timeline.cognition"
+            raise ValueError(msg)
+        ask = await self._prepare(text, session)
+        events: list[Event] = []
+        end = TurnEnd("", "")
+        async with aclosing(self.run(ask)) as items:
+            async for item in items:
+                if isinstance(item, Event):
+                    events.append(item)
+                elif isinstance(item, TurnEnd):
+                    end = item
+        steps = tuple(step for turn in fold(events).turns for step in turn.steps)
+        return CognitionResult(steps, end.text, ask.session_id, end.error)
+
+    async def run(  # noqa: C901, PLR0912  one loop: a generator more would cost every delta its time
+        self, asking: Ask | Awaitable[Ask]
+    ) -> AsyncGenerator[Delta | Event | Superseded | TurnEnd]:
+        """Work out a turn.
+
+        Args:
+            asking: What is asked for, or will be.
+
+        Yields:
+            The answer's deltas as they arrive, events as they are committed, a `Superseded` where the deltas so
+            far no longer count, and last a `TurnEnd`.
+
+        Raises:
+            TimelineError: Nothing was asked or recorded.
+            StoreError: The turn can't be recorded.
+        """
+        ask = asking if isinstance(asking, Ask) else await asking
+        record = Record(self._store, self._clock, ask)
+        final = _Final(record, ask)
+        try:
+            steps = await self._steps(record, ask)
+            if ask.mode == "pipeline":
+                async with aclosing(steps.run()) as events:
+                    async for event in events:
+                        yield event
+                if steps.error is not None:
+                    yield TurnEnd(record.turn_id, "", steps.error)
+                    return
+            while final.end is None:
+                async with aclosing(await final.call(self._manager, steps.outcomes, steps.complexity)) as items:
+                    async for item in items:
+                        if type(item) is Delta:
+                            yield item
+                        elif isinstance(item, CallEnd):
+                            # Enqueued before the call's own end is awaited: both are one transaction.
+                            ended = final.conclude(item, steps.outcomes)
+                        else:
+                            record.committed()
+                            yield item
+                if final.appended:
+                    yield Delta(UNDER + final.appended)
+                for event in await asyncio.shield(ended):
+                    yield event
+                if final.end is None:
+                    yield Superseded()
+        except StoreError:
+            raise
+        except TimelineError as exc:
+            # Nobody could be asked for the answer.
+            if not record.begun:
+                raise
+            for event in await asyncio.shield(final.fail(exc)):
+                yield event
+        except (asyncio.CancelledError, GeneratorExit) as exc:
+            record.interrupt(interrupt_reason(exc))
+            raise
+        if final.end is not None:
+            yield final.end
+
+    async def _steps(self, record: Record, ask: Ask) -> Steps:
+        tools = await self._tools() if self._tools is not None and ask.mode == "pipeline" else Tools()
+        search = None if ask.private else self._search
+        workspace = Workspace(ask.folder, ask.allowed, self._clock.now, search, ask.session_id)
+        return Steps(record, ask, self._manager, self._get, tools, workspace, max_rounds=self._max_rounds)
+
+
+class _Final:
+    """The step that answers.
+
+    Attributes:
+        appended: Facts that the answer lacks.
+        end: How the turn ended, once it has.
+    """
+
+    def __init__(self, record: Record, ask: Ask) -> None:
+        self._record = record
+        self._ask = ask
+        self._began = record.elapsed_us
+        self._step_id = ""
+        self._left_out = 0
+        self._invalid: str | None = None
+        self.appended = ""
+        self.end: TurnEnd | None = None
+
+    async def call(
+        self, manager: LLMManager, outcomes: Sequence[ToolOutcome], complexity: Complexity | None
+    ) -> AsyncGenerator[Delta | Event | Superseded | CallEnd]:
+        """The call for the answer, not yet begun."""
+        ask, record = self._ask, self._record
+        if not self._step_id:
+            self._began = record.elapsed_us
+            pipeline = ask.mode == "pipeline"
+            self._step_id = record.begin_step("format" if pipeline else "answer", 2 if pipeline else 0)
+        text, message = ask.prompt, record.message
+        if outcomes:
+            text = grounded(ask.prompt, outcomes)
+        if self._invalid is not None:
+            text = f"{text}\n\nThe answer before did not fit the schema ({self._invalid}): answer again, with JSON that does."
+        if text != ask.prompt:
+            message = msgspec.structs.replace(message, ref=record.keep(text))
+        said = [*ask.past, (user_message(text, ask.files), message)]
+        wanted = Request(
+            estimate_tokens(ask.system or "", *(each.text for each, _ in said)),
+            ask.max_tokens,
+            schema=ask.schema is not None,
+            images=any(isinstance(file.body, bytes) for file in ask.files),
+        )
+        candidates = await ask.choose(
+            "response_formatting" if ask.mode == "pipeline" else "default", complexity, wanted
+        )
+        beside = estimate_tokens(ask.system or "")
+        said, self._left_out = fitting(said, candidates[0].context, beside=beside, answer=ask.max_tokens)
+        request = LLMRequest(
+            candidates[0].model,
+            tuple(each for each, _ in said),
+            # An empty one ends the session's, and is no message.
+            system=ask.system or None,
+            temperature=ask.temperature,
+            max_tokens=ask.max_tokens,
+            seed=ask.seed,
+            response_schema=ask.schema,
+        )
+        system = (MessageRef("system", ref=record.system),) if ask.system else ()
+        context = record.context(self._step_id, (*system, *(ref for _, ref in said)), shown=True)
+        return manager.stream(candidates, request, context, opening=record.pending, contents=record.bodies)
+
+    def conclude(self, end: CallEnd, outcomes: Sequence[ToolOutcome]) -> asyncio.Future[list[Event]]:
+        """Put what follows from the end of the call in line for the log; `end` is set unless it has to be made again."""
+        record, ask = self._record, self._ask
+        # Whatever came of it, the beginning is recorded.
+        record.committed()
+        error = end.error
+        if error is None and ask.schema is not None and (problem := _misfit(end.text, ask.schema)):
+            if self._invalid is None:
+                self._invalid = problem
+                return record.enqueue()
+            error = BadResponse(f"the answer does not fit the schema ({problem}): ask a bigger model, or for less")
+        if error is not None:
+            self.end = TurnEnd(record.turn_id, end.text, error)
+            return self._failed(error)
+        self.appended = "\n→ ".join(missing_facts(end.text, outcomes)) if ask.schema is None else ""
+        left_out = (
+            f"left out the oldest {self._left_out} turns: the model's context is full" if self._left_out else None
+        )
+        told = {"appended": self.appended} if self.appended and not ask.private else None
+        self.end = TurnEnd(record.turn_id, end.text + (UNDER + self.appended if self.appended else ""))
+        duration = record.elapsed_us - self._began
+        return record.enqueue(
+            record.new(StepCompleted(duration, told, left_out, self._invalid is not None), self._step_id),
+            record.new(TurnCompleted(end.call_id, record.elapsed_us)),
+        )
+
+    def fail(self, exc: TimelineError) -> asyncio.Future[list[Event]]:
+        """The call could not even be begun."""
+        self.end = TurnEnd(self._record.turn_id, "", exc)
+        return self._failed(exc)
+
+    def _failed(self, exc: TimelineError) -> asyncio.Future[list[Event]]:
+        record = self._record
+        error = error_info(exc, private=self._ask.private)
+        return record.enqueue(
+            record.new(StepFailed(error, record.elapsed_us - self._began), self._step_id),
+            record.new(TurnFailed(error, record.elapsed_us)),
+        )
+
+
+def _misfit(text: str, schema: dict[str, object]) -> str | None:
+    """What is wrong with an answer that has to follow a schema; None where nothing is."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError as exc:
+        return f"it is no JSON: {exc}"
+    problem = best_match(Draft202012Validator(schema).iter_errors(value))
+    return None if problem is None else f"{problem.json_path}: {problem.message}"[:200]

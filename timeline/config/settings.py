@@ -284,13 +284,14 @@ class ToolsConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A whole configuration file."""
+    """A whole configuration file; `mode` says how `timeline ask` works a question out, unless it is told."""
 
     llm_providers: dict[Name, ProviderConfig] = {}
     routing_strategy: Routing = Routing()
     store: StoreConfig = StoreConfig()
     prices: dict[Name, Price] = {}
     offline: bool = False
+    mode: Literal["pipeline", "direct"] = "pipeline"
     retry: Retry = Retry()
     budgets: list[BudgetConfig] = []
     cache: CacheConfig = CacheConfig()

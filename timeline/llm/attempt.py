@@ -69,6 +69,7 @@ class CallContext(Struct, frozen=True):
         messages: What is sent, as references, system prompt first.
         private: Record totals, not bodies.
         stream: Ask for a streamed answer.
+        shown: Whether the caller shows what comes to somebody, who would see it taken back.
         timeout: Seconds that it may take until its first words, waits included; None for the configured one.
         cache: Whether an equal request's answer will do; None for what is configured.
         budgets: Further budgets, beside the configured ones.
@@ -80,6 +81,7 @@ class CallContext(Struct, frozen=True):
     messages: tuple[MessageRef, ...]
     private: bool = False
     stream: bool = True
+    shown: bool = True
     timeout: float | None = None
     cache: bool | None = None
     budgets: tuple[BudgetConfig, ...] = ()
@@ -234,8 +236,8 @@ class Attempt:
 
     @property
     def shown(self) -> bool:
-        """Whether anything has come that the caller was given."""
-        return self._first_delta is not None or bool(self._texts)
+        """Whether anything has come that somebody was shown."""
+        return self._context.shown and (self._first_delta is not None or bool(self._texts))
 
     # -------------------------------------------------------------- while it streams
 

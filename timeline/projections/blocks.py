@@ -43,6 +43,7 @@ __all__ = [
     "Turn",
     "find_session",
     "fold",
+    "is_open_turn",
     "list_sessions",
     "open_turns",
     "sessions",
@@ -262,6 +263,11 @@ class OpenTurn(Struct, frozen=True):
     turn_id: str
     started_at: int
     owner: Owner
+
+
+def is_open_turn(conn: Connection, turn_id: str) -> bool:
+    """Whether a turn has begun and not ended."""
+    return conn.execute(select(turns.c.turn_id).where(turns.c.turn_id == turn_id, _is_open)).first() is not None
 
 
 def open_turns(conn: Connection) -> list[OpenTurn]:

@@ -15,7 +15,20 @@ from msgspec import Struct, field
 from timeline import events as e
 from timeline.events import Attachment, Cost, DeltaKind, ErrorInfo, Event, MessageRef, Usage
 
-__all__ = ["Attempt", "Folding", "Fragment", "Note", "Session", "State", "Step", "ToolUse", "Turn", "fold", "sources"]
+__all__ = [
+    "UNDER",
+    "Attempt",
+    "Folding",
+    "Fragment",
+    "Note",
+    "Session",
+    "State",
+    "Step",
+    "ToolUse",
+    "Turn",
+    "fold",
+    "sources",
+]
 
 State = Literal["open", "completed", "failed", "interrupted", "skipped"]
 
@@ -24,6 +37,10 @@ Note = e.CallRetryScheduled | e.CallRerouted | e.RateLimitWaited | e.BudgetAlert
 
 ANSWERING = ("format", "answer")
 """Kinds of steps whose text is shown to the user."""
+
+
+UNDER = "\n\n→ "
+"""Between an answer and the facts that are put under it."""
 
 
 class Fragment(Struct, frozen=True):
@@ -140,6 +157,19 @@ class Turn(Struct):
                 return chosen[-1]
         shown = [item for step in self.steps if step.kind in ANSWERING for item in step.attempts]
         return shown[-1] if shown else None
+
+    @property
+    def appended(self) -> str:
+        """Facts that the answer lacked, and that were put under it."""
+        told = [step.decision.get("appended") for step in self.steps if step.decision]
+        return str(told[-1]) if told and told[-1] else ""
+
+    @property
+    def answer_text(self) -> str:
+        """What the user was told: the answer's text, and the facts under it."""
+        answer = self.answer
+        text = answer.text if answer is not None else ""
+        return f"{text}{UNDER}{self.appended}" if self.appended else text
 
     @property
     def has_cognition(self) -> bool:

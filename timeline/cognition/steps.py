@@ -1,0 +1,324 @@
+"""The steps before the answer: which tools a prompt needs, and what they find out; every call and every tool recorded.
+
+Degrades before it fails: no route that can be read → one repair → the tools' own signals → no tools. A step whose
+models can't be had at all ends the turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+
+import msgspec
+
+from timeline.cognition import routing
+from timeline.cognition.prompts import tool_arguments, tool_system, user_message
+from timeline.cognition.tools import Signal, ToolOutcome, Tools, Workspace
+from timeline.cognition.turn import Ask, Record, fitting
+from timeline.config import Complexity
+from timeline.errors import (
+    BadResponse,
+    BrokenStream,
+    ContentRefused,
+    InvalidRequest,
+    StoreError,
+    TimelineError,
+    ToolError,
+)
+from timeline.events import (
+    Event,
+    EventData,
+    MessageRef,
+    StepCompleted,
+    StepFailed,
+    ToolCalled,
+    ToolFailed,
+    ToolReturned,
+    TurnFailed,
+)
+from timeline.llm.attempt import CallEnd, error_info
+from timeline.llm.manager import LLMManager
+from timeline.llm.ranking import Request
+from timeline.llm.router import Candidate
+from timeline.providers.base import (
+    LLMProvider,
+    LLMRequest,
+    LLMResponse,
+    Message,
+    Part,
+    TextPart,
+    ToolCall,
+    parse_arguments,
+)
+
+__all__ = ["Steps"]
+
+UNREADABLE = (BadResponse, BrokenStream, ContentRefused, InvalidRequest)
+"""Failures of a route's call that say nothing about whether the answer can be had."""
+
+
+class Steps:
+    """The route step and the tool step of one turn.
+
+    Attributes:
+        outcomes: What the tools found out.
+        complexity: Of the prompt, as far as that was told.
+        error: Why the turn failed; what led to it is recorded.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        ask: Ask,
+        manager: LLMManager,
+        get: Callable[[str], LLMProvider],
+        tools: Tools,
+        workspace: Workspace,
+        *,
+        max_rounds: int,
+    ) -> None:
+        self._record = record
+        self._ask = ask
+        self._manager = manager
+        self._get = get
+        self._tools = tools
+        self._workspace = workspace
+        self._max_rounds = max_rounds
+        self._end: CallEnd | None = None
+        self._decision = routing.Decision("answer", (), "low", "none")
+        self.outcomes: list[ToolOutcome] = []
+        self.complexity: Complexity | None = None
+        self.error: TimelineError | None = None
+
+    async def run(self) -> AsyncGenerator[Event]:
+        """Take both steps.
+
+        Yields:
+            Events, as they are committed.
+
+        Raises:
+            TimelineError: Nothing was recorded.
+            StoreError: It can't be recorded.
+        """
+        record, ask = self._record, self._ask
+        step_id, began = "", record.elapsed_us
+        if not self._tools.names or not ask.prompt:
+            record.skip_step("route", 0, "no tools are on" if ask.prompt else "there are no words to route")
+            record.skip_step("tool", 1, "no tool is needed")
+            return
+        try:
+            signals = self._tools.signals(ask.prompt, self._workspace)
+            step_id = record.begin_step("route", 0)
+            async with aclosing(self._route(step_id, signals)) as events:
+                async for event in events:
+                    yield event
+            decision = self._decision
+            self.complexity = decision.complexity
+            told = None if ask.private else _told(decision)
+            reason = None if ask.private else decision.reason
+            record.end_step(step_id, StepCompleted(record.elapsed_us - began, told, reason, decision.degraded))
+            if not decision.tools:
+                record.skip_step("tool", 1, "no tool is needed")
+                return
+            began = record.elapsed_us
+            step_id = record.begin_step("tool", 1)
+            async with aclosing(self._use_tools(step_id, decision, signals)) as events:
+                async for event in events:
+                    yield event
+            record.end_step(step_id, StepCompleted(record.elapsed_us - began))
+        except StoreError:
+            raise
+        except TimelineError as exc:
+            if not record.begun:
+                raise
+            error = error_info(exc, private=ask.private)
+            failed = record.new(StepFailed(error, record.elapsed_us - began), step_id)
+            for event in await record.commit(failed, record.new(TurnFailed(error, record.elapsed_us))):
+                yield event
+            self.error = exc
+
+    # -------------------------------------------------------------- route
+
+    async def _route(self, step_id: str, signals: Sequence[Signal]) -> AsyncGenerator[Event]:
+        """Ask what the prompt needs; what came of it is `_decision`."""
+        candidates = await self._ask.choose("query_routing", None, Request())
+        asking = routing.Asking(
+            self._ask.prompt, self._tools.schemas(), tuple(signals), small=self._is_small(candidates[0])
+        )
+        request = routing.request(asking)
+        for last in (False, True):
+            try:
+                async with aclosing(self._call(step_id, candidates, request)) as events:
+                    async for event in events:
+                        yield event
+                decided = routing.decide(asking, self._answer())
+            except UNREADABLE as exc:
+                decided = routing.Malformed(exc.kind)
+            if isinstance(decided, routing.Decision):
+                self._decision = msgspec.structs.replace(decided, source="repaired", degraded=True) if last else decided
+                return
+            request = routing.repair(asking, decided)
+        if isinstance(decided, routing.Malformed):
+            self._decision = routing.by_signals(asking, decided)
+
+    # -------------------------------------------------------------- tools
+
+    async def _use_tools(
+        self, step_id: str, decision: routing.Decision, signals: Sequence[Signal]
+    ) -> AsyncGenerator[Event]:
+        candidates = await self._ask.choose("tool_calling", None, Request())
+        native = [candidate for candidate in candidates if self._calls_tools(candidate)]
+        if native and native[0] == candidates[0]:
+            using = self._natively(step_id, native, decision)
+        else:
+            others = [candidate for candidate in candidates if candidate not in native]
+            using = self._by_arguments(step_id, others, decision, signals)
+        async with aclosing(using) as events:
+            async for event in events:
+                yield event
+
+    async def _natively(
+        self, step_id: str, candidates: Sequence[Candidate], decision: routing.Decision
+    ) -> AsyncGenerator[Event]:
+        """The model calls tools, and is told what came of it, until it has no more wishes."""
+        ask, record = self._ask, self._record
+        messages = [*ask.past, (user_message(ask.prompt, ask.files), record.message)]
+        messages, _ = fitting(messages, candidates[0].context)
+        schemas = self._tools.schemas(decision.tools)
+        for _ in range(self._max_rounds):
+            request = LLMRequest(
+                "",
+                tuple(message for message, _ in messages),
+                system=tool_system(ask.system),
+                tools=schemas,
+                temperature=ask.temperature,
+                seed=ask.seed,
+            )
+            refs = [MessageRef("system", ref=record.keep(request.system or "")), *(ref for _, ref in messages)]
+            async with aclosing(self._call(step_id, candidates, request, refs)) as events:
+                async for event in events:
+                    yield event
+            answer, call_id = self._answer(), self._end.call_id if self._end else ""
+            if not answer.tool_calls:
+                return
+            said: tuple[Part, ...] = (*answer.opaque, *([TextPart(answer.content)] if answer.content else []))
+            content = said if answer.opaque else answer.content
+            messages.append(
+                (Message("assistant", content, tool_calls=answer.tool_calls), MessageRef("assistant", call=call_id))
+            )
+            begun = len(self.outcomes)
+            async with aclosing(self._run(step_id, answer.tool_calls)) as events:
+                async for event in events:
+                    yield event
+            for outcome in self.outcomes[begun:]:
+                call, failed = outcome.call, outcome.error is not None
+                told = Message("tool", outcome.text, tool_call_id=call.id, name=call.name, is_error=failed)
+                messages.append((told, MessageRef("tool", ref=record.keep(outcome.text))))
+
+    async def _by_arguments(
+        self,
+        step_id: str,
+        candidates: Sequence[Candidate],
+        decision: routing.Decision,
+        signals: Sequence[Signal],
+    ) -> AsyncGenerator[Event]:
+        """The text itself gives the arguments, or the model writes them under the constraint of the tool's schema."""
+        given = {signal.tool: signal.arguments for signal in reversed(signals) if signal.arguments is not None}
+        calls = []
+        for number, schema in enumerate(self._tools.schemas(decision.tools)):
+            arguments = given.get(schema.name)
+            if arguments is None and schema.parameters.get("required"):
+                system = tool_arguments(schema)
+                message = user_message(self._ask.prompt, ())
+                request = LLMRequest(
+                    "", (message,), system=system, temperature=0, response_schema=schema.parameters, max_tokens=256
+                )
+                refs = [MessageRef("system", ref=self._record.keep(system)), self._record.message]
+                async with aclosing(self._call(step_id, candidates, request, refs)) as events:
+                    async for event in events:
+                        yield event
+                arguments = parse_arguments(self._answer().content)
+            calls.append(ToolCall(f"call_{number}", schema.name, arguments or {}))
+        async with aclosing(self._run(step_id, calls)) as events:
+            async for event in events:
+                yield event
+
+    async def _run(self, step_id: str, calls: Sequence[ToolCall]) -> AsyncGenerator[Event]:
+        """Run tools side by side; each is recorded before it begins and when it has ended."""
+        record = self._record
+        called = [
+            record.new(
+                ToolCalled(call.name, call.id, record.keep(msgspec.json.encode(call.arguments).decode())), step_id
+            )
+            for call in calls
+        ]
+        for event in await record.commit(*called):
+            yield event
+        running = [asyncio.ensure_future(self._tools.run(call, self._workspace)) for call in calls]
+        try:
+            for task in running:
+                outcome = await task
+                self.outcomes.append(outcome)
+                for event in await record.commit(record.new(self._ended(outcome), step_id)):
+                    yield event
+        finally:
+            for task in running:
+                task.cancel()
+
+    def _ended(self, outcome: ToolOutcome) -> EventData:
+        call, error = outcome.call, outcome.error
+        if error is None:
+            return ToolReturned(call.name, call.id, outcome.duration_us, self._record.keep(outcome.text))
+        if self._ask.private:
+            error = error_info(ToolError(error.message), private=True)
+        return ToolFailed(call.name, call.id, outcome.duration_us, error)
+
+    # -------------------------------------------------------------- calls
+
+    async def _call(
+        self, step_id: str, candidates: Sequence[Candidate], request: LLMRequest, refs: Sequence[MessageRef] = ()
+    ) -> AsyncGenerator[Event]:
+        """Make one call that the user doesn't see; how it ended is `_end`.
+
+        Raises:
+            TimelineError: It failed on all candidates.
+        """
+        record = self._record
+        context = record.context(step_id, refs or record.refs_of(request), shown=False)
+        stream = self._manager.stream(candidates, request, context, opening=record.pending, contents=record.bodies)
+        async with aclosing(stream) as items:
+            async for item in items:
+                if isinstance(item, Event):
+                    record.committed()
+                    yield item
+                elif isinstance(item, CallEnd):
+                    self._end = item
+        if self._end is not None and self._end.error is not None:
+            raise self._end.error
+
+    def _answer(self) -> LLMResponse:
+        """What the last call said."""
+        if self._end is None or self._end.response is None:
+            msg = "no call has answered"
+            raise ValueError(msg)
+        return self._end.response
+
+    def _calls_tools(self, candidate: Candidate) -> bool:
+        try:
+            return self._get(candidate.provider).capabilities.tools
+        except TimelineError:
+            return False
+
+    def _is_small(self, candidate: Candidate) -> bool:
+        """Whether a model is one that has to be asked in few words and with its mouth held: one in this process."""
+        return candidate.provider == "embedded"
+
+
+def _told(decision: routing.Decision) -> dict[str, object]:
+    return {
+        "intent": decision.intent,
+        "tools": list(decision.tools),
+        "complexity": decision.complexity,
+        "source": decision.source,
+    }
