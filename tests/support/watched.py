@@ -18,7 +18,7 @@ from timeline_cli.signs import ascii_only
 
 from support.cognition import Story, percent_and_day
 from timeline import events as e
-from timeline.cognition.processor import TurnEnd
+from timeline.cognition.turn import TurnEnd
 from timeline.errors import RateLimited
 from timeline.providers.base import Delta
 

@@ -28,8 +28,8 @@ from sqlalchemy import Connection
 import timeline
 from timeline.cognition.prompt_file import Prompt
 from timeline.cognition.provider_batch import Ended, Flight, ProviderBatches
-from timeline.config import ModelRef
 from timeline.cognition.turn import TurnEnd
+from timeline.config import ModelRef
 from timeline.errors import (
     AuthenticationFailed,
     BudgetExceeded,
