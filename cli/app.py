@@ -83,6 +83,7 @@ def _register() -> None:
     from . import (
         ask,
         batch,
+        budget,
         config,
         keys,
         models,
@@ -103,6 +104,7 @@ def _register() -> None:
     app.command("replay")(replay.replay)
     app.command("report")(report.report)
     app.command("search")(search.search)
+    app.command("budget")(budget.budget)
     app.add_typer(sessions.app, name="sessions")
     app.add_typer(store.app, name="store")
     app.add_typer(models.app, name="models")

@@ -19,6 +19,7 @@ from .signs import ascii_only
 
 if TYPE_CHECKING:
     from timeline.cognition.turn import TurnEnd
+    from timeline.config import BudgetConfig
     from timeline.events import Event
     from timeline.runtime import Timeline
 
@@ -53,6 +54,10 @@ def ask(
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens to answer with.")] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", help="For repeatable sampling, where the provider has it.")
+    ] = None,
+    max_cost: Annotated[
+        str | None,
+        typer.Option("--max-cost", metavar="USD", help="Most that the question may cost, US dollars; or don't ask."),
     ] = None,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Ask for the answer in one piece.")] = False,
     direct: Annotated[
@@ -139,6 +144,7 @@ def ask(
             direct=direct,
             timeout=timeout,
             cache=cache,
+            budgets=_budgets(max_cost),
             quiet=quiet,
             offline=offline,
         )
@@ -203,6 +209,12 @@ async def _catch_up(timeline: Timeline, shown: Shown) -> None:
         async with asyncio.timeout(CATCH_UP_SECONDS):
             for event in await timeline.since(shown.seen[-1]):
                 shown.event(event)
+
+
+def _budgets(max_cost: str | None) -> tuple[BudgetConfig, ...]:
+    from timeline import config
+
+    return () if max_cost is None else (config.max_cost(max_cost),)
 
 
 # ------------------------------------------------------------------ what is shown to programs

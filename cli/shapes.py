@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from timeline.config import BudgetConfig
 from timeline.errors import TimelineError
 from timeline.events import Cost, Event, Usage
 from timeline.projections.blocks import Attempt, Session, SessionRow, Step, ToolUse, Turn
+from timeline.projections.budgets import BudgetState
 from timeline.projections.search import Found
 from timeline.projections.usage import ReportRow
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "batch_object",
+    "budgets_object",
     "error_object",
     "event_object",
     "report_object",
@@ -198,6 +201,35 @@ def _sums(row: ReportRow) -> dict[str, Any]:
     known = row.nano_usd or not row.unpriced
     state = "unpriced" if row.unpriced else "priced" if row.nano_usd else "free" if row.free else None
     return {**value, "cost_usd": row.nano_usd / NANO if known else None, "cost_state": state}
+
+
+def budgets_object(budgets: Sequence[BudgetConfig], states: Sequence[BudgetState]) -> dict[str, Any]:
+    """What `budget --json` prints."""
+
+    def amount(state: BudgetState, value: int) -> float:
+        return value if state.unit == "tokens" else value / NANO
+
+    return {
+        "budgets": [
+            {
+                "name": state.name,
+                "window": budget.window,
+                "period": state.window if state.ends_at or budget.window == "session" else None,
+                "ends_at": _seconds(state.ends_at),
+                "provider": budget.provider,
+                "model": budget.model,
+                "action": state.action,
+                "unit": "tokens" if state.unit == "tokens" else "usd",
+                "limit": amount(state, state.limit),
+                "spent": amount(state, state.spent),
+                "reserved": amount(state, state.reserved),
+                "left": amount(state, max(state.limit - state.spent - state.reserved, 0)),
+                "alerted": state.alerted,
+                "unpriced": state.unpriced,
+            }
+            for budget, state in zip(budgets, states, strict=True)
+        ]
+    }
 
 
 def sessions_object(rows: list[SessionRow]) -> dict[str, Any]:

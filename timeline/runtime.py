@@ -51,6 +51,7 @@ from timeline.projections.blocks import (
     open_turns,
     sources,
 )
+from timeline.projections.budgets import BudgetState, read_budgets
 from timeline.projections.cache import Cache
 from timeline.projections.calls import Calls, OpenAttempt, open_attempts, where_recorded
 from timeline.projections.health import HealthProjection
@@ -211,7 +212,7 @@ class Timeline:
             allow_dirs: Folders that tools may read, beside the working directory and the configured ones.
             timeout: Seconds that a call may take until its first words; None for what is configured.
             cache: Whether the recorded answer of an equal request will do; None for what is configured.
-            budgets: Further budgets for this question.
+            budgets: Further budgets for this question; see `timeline.config.max_cost`.
             item: Which line of the batch that is `session`; then nothing of the session goes along.
 
         Yields:
@@ -548,6 +549,16 @@ class Timeline:
         return await self.store.query(
             lambda conn: search(conn, words, model=model, session_id=session_id, marks=marks, **filters)
         )
+
+    async def budgets(self) -> tuple[BudgetState, ...]:
+        """Where every configured budget stands now; one of sessions in the session that was used last."""
+
+        def read(conn: Connection) -> tuple[BudgetState, ...]:
+            last = next(iter(list_sessions(conn, limit=1)), None)
+            now, budgets = self._clock.now(), self.config.settings.budgets
+            return read_budgets(conn, budgets, now=now, session_id=last.id if last else None)
+
+        return await self.store.query(read)
 
     # -------------------------------------------------------------- care
 

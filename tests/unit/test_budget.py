@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from support.stores import NOON
 
-from timeline.config import BudgetConfig, Price
+from timeline.config import BudgetConfig, Price, max_cost
 from timeline.errors import UsageError
 from timeline.events import BudgetExceeded
 from timeline.llm.budget import (
@@ -23,7 +23,6 @@ from timeline.llm.budget import (
     bounded_max_tokens,
     decide,
     estimate_input,
-    max_cost,
     reservation,
 )
 from timeline.llm.pricing import PriceBook

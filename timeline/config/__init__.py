@@ -12,6 +12,7 @@ from timeline.config.paths import PROJECT_FILE, Paths, find_paths
 from timeline.config.resolved import Auto, Choice, Config, ModelRef, Setting
 from timeline.config.settings import (
     KINDS,
+    MAX_COST,
     TOOLS,
     BudgetConfig,
     CacheConfig,
@@ -28,11 +29,13 @@ from timeline.config.settings import (
     Strategy,
     Task,
     ToolsConfig,
+    max_cost,
 )
 from timeline.config.tools import ResolvedServer, allowed_dirs, mcp_server
 
 __all__ = [
     "KINDS",
+    "MAX_COST",
     "PROJECT_FILE",
     "TOOLS",
     "Auto",
@@ -61,5 +64,6 @@ __all__ = [
     "allowed_dirs",
     "find_paths",
     "load",
+    "max_cost",
     "mcp_server",
 ]

@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
+
+from timeline.errors import UsageError
 
 __all__ = [
     "AUTO",
     "DEFAULTS",
     "KINDS",
+    "MAX_COST",
     "SECRET",
     "BudgetConfig",
     "CacheConfig",
@@ -32,6 +36,7 @@ __all__ = [
     "Window",
     "fill",
     "masked",
+    "max_cost",
     "plugin_kinds",
 ]
 
@@ -190,6 +195,27 @@ class BudgetConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     provider: Name | None = None
     model: Name | None = None
     action: Literal["block", "warn", "fallback"] = "block"
+
+
+MAX_COST = "--max-cost"
+"""The name of the budget that the option makes."""
+
+
+def max_cost(text: str) -> BudgetConfig:
+    """The budget that `--max-cost` means: all calls of one question together.
+
+    Args:
+        text: US dollars, as `0.05` or `$0.05`.
+
+    Raises:
+        UsageError: It is no amount.
+    """
+    try:
+        limit = float(text.strip().removeprefix("$"))
+        return msgspec.convert({"name": MAX_COST, "limit_usd": limit, "window": "turn"}, BudgetConfig)
+    except ValueError as exc:
+        msg = f"{MAX_COST} {text!r} is no amount of US dollars: write it like 0.05"
+        raise UsageError(msg) from exc
 
 
 class CacheConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -21,7 +21,7 @@ from timeline.llm.attempt import Attempt, CallContext, encoded_tools, interrupt_
 from timeline.llm.budget import Reservation, bounded_max_tokens, estimate_input, reservation
 from timeline.llm.pricing import PriceBook
 from timeline.llm.router import Candidate
-from timeline.projections.budgets import applies, read_budgets
+from timeline.projections.budgets import BudgetState, applies, read_budgets
 from timeline.projections.cache import Cached, find_cached, under_way
 from timeline.projections.calls import OpenAttempt
 from timeline.providers.base import LLMProvider, LLMRequest
@@ -186,9 +186,9 @@ class Admission:
             return
         budgets = self._budgets(chain)
         provider, model = option.candidate.provider, option.candidate.model
-        limit = bounded_max_tokens(
-            option.request.max_tokens, budgets, provider, model, free=option.provider.is_local(model)
-        )
+        # What runs on this machine is free, unless the user gave it a price.
+        free = option.provider.is_local(model) and f"{provider}:{model}" not in self._settings.prices
+        limit = bounded_max_tokens(option.request.max_tokens, budgets, provider, model, free=free)
         option.request = msgspec.structs.replace(option.request, max_tokens=limit)
         if not chain.context.private:
             asked = (option.candidate.provider, option.request)
@@ -378,25 +378,39 @@ class Admission:
         return self._within_budgets(conn, chain, option, now)
 
     def _within_budgets(self, conn: Connection, chain: Chain, option: Option, now: int) -> _Free | _Skip | Refused:
-        context, candidate = chain.context, option.candidate
-        states = read_budgets(
-            conn,
-            self._budgets(chain),
-            now=now,
-            session_id=context.session_id,
-            turn_id=context.turn_id,
-            call_id=chain.call_id,
-            provider=candidate.provider,
-            model=candidate.model,
-        )
         reserved = option.reservation or Reservation(0, 0)
-        match budget.decide(states, reserved.nano_usd, reserved.tokens, now):
+        match budget.decide(self._stand(conn, chain, option, now), reserved.nano_usd, reserved.tokens, now):
             case budget.Admitted(events):
                 return _Free(events)
             case budget.Skip(events, message):
                 return _Skip(f"budget: {message}", BudgetExceeded(message), events)
             case budget.Refuse(events, message):
                 return Refused(BudgetExceeded(message), events)
+
+    def _stand(self, conn: Connection, chain: Chain, option: Option, now: int) -> tuple[BudgetState, ...]:
+        """Where the budgets stand that an attempt at a candidate falls under."""
+        return read_budgets(
+            conn,
+            self._budgets(chain),
+            now=now,
+            session_id=chain.context.session_id,
+            turn_id=chain.context.turn_id,
+            call_id=chain.call_id,
+            provider=option.candidate.provider,
+            model=option.candidate.model,
+        )
+
+    def alert(self, chain: Chain, option: Option, attempt: Attempt) -> None:
+        """Tell of thresholds that an attempt has passed, behind its end in the log: whoever asked wants to know now."""
+        if not self._budgets(chain):
+            return
+
+        def decide(conn: Connection) -> list[NewEvent]:
+            return [
+                self.new(chain, fact) for fact in budget.alerts(self._stand(conn, chain, option, self._clock.now()))
+            ]
+
+        attempt.committed.push(self._store.enqueue_when(decide))
 
     def new(self, chain: Chain, data: EventData) -> NewEvent:
         """A fact of a call."""

@@ -14,8 +14,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from timeline.config import BudgetConfig
-from timeline.errors import UsageError
+from timeline.config import MAX_COST, BudgetConfig
 from timeline.events import BudgetAlerted, BudgetExceeded
 from timeline.llm.pricing import PriceBook, estimate_tokens
 from timeline.projections.budgets import BudgetState, applies
@@ -23,7 +22,6 @@ from timeline.providers.base import ImagePart, LLMRequest
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",
-    "MAX_COST",
     "THRESHOLDS",
     "Admitted",
     "BudgetDecision",
@@ -34,7 +32,6 @@ __all__ = [
     "bounded_max_tokens",
     "decide",
     "estimate_input",
-    "max_cost",
     "reservation",
 ]
 
@@ -42,8 +39,6 @@ THRESHOLDS = (50, 80, 100)
 """Percent of a limit at which people are told."""
 DEFAULT_MAX_TOKENS = 4096
 """What an answer is reckoned with where nobody limits it; under a budget that stops requests, it is limited to that."""
-MAX_COST = "--max-cost"
-"""The name of the budget that the option makes."""
 TOKENS_PER_MESSAGE = 4
 """What marks the beginning and end of a message, about
 (https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken)."""
@@ -132,20 +127,6 @@ def bounded_max_tokens(
     if max_tokens is not None or free or next(strict, None) is None:
         return max_tokens
     return min(DEFAULT_MAX_TOKENS, maximum or DEFAULT_MAX_TOKENS)
-
-
-def max_cost(text: str) -> BudgetConfig:
-    """The budget that `--max-cost` means: all calls of one question together.
-
-    Raises:
-        UsageError: It is no amount of US dollars.
-    """
-    try:
-        limit = float(text.strip().removeprefix("$"))
-        return msgspec.convert({"name": MAX_COST, "limit_usd": limit, "window": "turn"}, BudgetConfig)
-    except ValueError as exc:
-        msg = f"--max-cost {text!r} is no amount of US dollars: write it like 0.05"
-        raise UsageError(msg) from exc
 
 
 # ------------------------------------------------------------------ the decision

@@ -115,9 +115,9 @@ class LLMManager:
                         if isinstance(other, CallEnd):
                             return
                 continue
-            attempt, step = verdict.attempt, ANSWERED
+            attempt, step, option = verdict.attempt, ANSWERED, chain.options[0]
             chain.attempts += 1
-            chain.options[0].tries += 1
+            option.tries += 1
             take, committed = attempt.take, attempt.committed
             try:
                 for event in recorded:
@@ -146,6 +146,7 @@ class LLMManager:
                 # Only enqueued, not awaited: the writer commits it even while this task goes down.
                 attempt.interrupt(interrupt_reason(exc))
                 raise
+            self._admission.alert(chain, option, attempt)
             if isinstance(step, GiveUp):
                 yield end if end.error is None else msgspec.structs.replace(end, error=chain.error)
             for future in committed.drain():
