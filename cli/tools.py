@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,12 @@ from timeline.errors import NotFound, PluginError, ToolError, UsageError
 
 from . import output
 from .app import wait_for
+from .opening import looking
 
 if TYPE_CHECKING:
     from timeline.cognition.toolbox import Listed
-    from timeline.cognition.tools import Tool, ToolOutcome
+    from timeline.cognition.tools import Found, Tool, ToolOutcome
+    from timeline.runtime import Timeline
 
 __all__ = ["app"]
 
@@ -111,12 +114,23 @@ async def _run(name: str, arguments: str, allow_dirs: list[Path], *, yes: bool) 
         )
 
     config = load()
-    async with open_tools(config, confirm=confirm) as box:
+    async with AsyncExitStack() as stack:
+        box = await stack.enter_async_context(open_tools(config, confirm=confirm))
         tool = box.tools.get(name)
         if tool is None:
             raise _missing(name, box.listed)
         workspace = Workspace(Path.cwd(), (*allowed_dirs(config), *allow_dirs))
+        if name == "search_timeline" and config.paths.store.exists():
+            timeline = await stack.enter_async_context(looking())
+            workspace = msgspec.structs.replace(workspace, search=_search(timeline))
         return await box.tools.run(ToolCall("cli", name, _arguments(tool, arguments)), workspace)
+
+
+def _search(timeline: Timeline) -> Callable[[str, int], Awaitable[Sequence[Found]]]:
+    async def search(words: str, limit: int) -> Sequence[Found]:
+        return await timeline.search(words, limit=limit)
+
+    return search
 
 
 def _missing(name: str, listed: tuple[Listed, ...]) -> NotFound | UsageError:

@@ -89,6 +89,17 @@ def test_a_folder_is_allowed_for_once(home: Home, tmp_path: Path) -> None:
     assert (0, "far away\n") == (result.code, result.out)
 
 
+def test_the_timeline_is_searched_by_hand(home: Home) -> None:
+    before = home.run("tools", "run", "search_timeline", "rust")
+    home.run("ask", "--direct", "What is ownership in rust?")
+
+    found = home.run("tools", "run", "search_timeline", "rust", "--json").json()
+
+    assert (1, True) == (before.code, "can be searched here" in before.err)
+    assert "What is ownership in rust?" == found["fact"]
+    assert "the user asked: What is ownership in rust?" in found["result"]
+
+
 def test_what_changes_something_needs_yes_where_nobody_can_be_asked(home: Home, site: ToolSite) -> None:
     site.install("note", TOOL)
     env = {"PYTHONPATH": str(site.path)}

@@ -138,6 +138,12 @@ async def test_nothing_but_plain_files_is_read(folder: Path) -> None:
                 await read(folder, path)
 
 
+def test_a_pipe_put_in_place_of_a_file_meanwhile_is_opened_without_waiting(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+
+    os.close(os.open(folder / "pipe", files._OPEN))
+
+
 async def test_a_device_is_refused_even_where_it_is_allowed(folder: Path) -> None:
     for device in ("zero", "null", "urandom"):
         with pytest.raises(ToolError, match="a device"):
