@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from timeline.cognition.facts import stated
 from timeline.errors import UsageError
 from timeline.providers.base import ImagePart, Message, TextPart, Tool
 
@@ -105,16 +105,9 @@ def _fenced(text: str) -> str:
 
 def missing_facts(answer: str, outcomes: Iterable[ToolOutcome]) -> list[str]:
     """The facts of deterministic tools that an answer doesn't hold, each with the tool it is of: `calculator: 84`."""
-    plain = _plain(answer)
-    missing = []
-    for outcome in outcomes:
-        fact = outcome.result.fact if outcome.result is not None else None
-        if fact and not re.search(rf"(?<![\w.]){re.escape(_plain(fact))}(?!\w|\.\d)", plain):
-            missing.append(f"{outcome.call.name}: {fact}")
+    missing = [
+        f"{outcome.call.name}: {outcome.result.fact}"
+        for outcome in outcomes
+        if outcome.result is not None and outcome.result.fact and not stated(outcome.result.fact, answer)
+    ]
     return list(dict.fromkeys(missing))
-
-
-def _plain(text: str) -> str:
-    """Without what people write differently: thousands' commas, Markdown's marks, spaces, upper case."""
-    text = re.sub(r"(?<=\d)[,\u202f\u00a0](?=\d{3}\b)", "", text)
-    return " ".join(re.sub(r"[*_`\\]", "", text).split()).casefold()
