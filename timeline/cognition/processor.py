@@ -12,8 +12,8 @@ from contextlib import aclosing
 import msgspec
 from msgspec import Struct
 
-from timeline.cognition.prompts import grounded, missing_facts, user_message
-from timeline.cognition.steps import Steps
+from timeline.cognition.prompts import BRIEFLY, grounded, grounded_briefly, missing_facts, user_message
+from timeline.cognition.steps import Steps, is_small
 from timeline.cognition.tools import Found, ToolOutcome, Tools, Workspace
 from timeline.cognition.turn import Ask, Record, TurnEnd, fitting
 from timeline.config import Complexity
@@ -126,7 +126,7 @@ class CognitionProcessor:
         """
         ask = asking if isinstance(asking, Ask) else await asking
         record = Record(self._store, self._clock, ask)
-        final = _Final(record, ask)
+        final = _Final(record, ask, self._get)
         try:
             steps = await self._steps(record, ask)
             if ask.mode == "pipeline":
@@ -182,9 +182,10 @@ class _Final:
         end: How the turn ended, once it has.
     """
 
-    def __init__(self, record: Record, ask: Ask) -> None:
+    def __init__(self, record: Record, ask: Ask, get: Callable[[str], LLMProvider]) -> None:
         self._record = record
         self._ask = ask
+        self._get = get
         self._began = record.elapsed_us
         self._step_id = ""
         self._left_out = 0
@@ -201,16 +202,9 @@ class _Final:
             self._began = record.elapsed_us
             pipeline = ask.mode == "pipeline"
             self._step_id = record.begin_step("format" if pipeline else "answer", 2 if pipeline else 0)
-        text, message = ask.prompt, record.message
-        if outcomes:
-            text = grounded(ask.prompt, outcomes)
-        if self._invalid is not None:
-            text = f"{text}\n\nThe answer before did not fit the schema ({self._invalid}): answer again, with JSON that does."
-        if text != ask.prompt:
-            message = msgspec.structs.replace(message, ref=record.keep(text))
-        said = [*ask.past, (user_message(text, ask.files), message)]
+        known = [outcome.text for outcome in outcomes]
         wanted = Request(
-            estimate_tokens(ask.system or "", *(each.text for each, _ in said)),
+            estimate_tokens(ask.system or "", *(each.text for each, _ in ask.past), ask.prompt, *known),
             ask.max_tokens,
             schema=ask.schema is not None,
             images=any(isinstance(file.body, bytes) for file in ask.files),
@@ -218,20 +212,36 @@ class _Final:
         candidates = await ask.choose(
             "response_formatting" if ask.mode == "pipeline" else "default", complexity, wanted
         )
-        beside = estimate_tokens(ask.system or "")
+        text, system, temperature = ask.prompt, ask.system, ask.temperature
+        if outcomes and is_small(self._get, candidates[0]):
+            text = grounded_briefly(ask.prompt, outcomes)
+            system = f"{BRIEFLY}\n\n{system}" if system else BRIEFLY
+            temperature = 0 if temperature is None else temperature
+        elif outcomes:
+            text = grounded(ask.prompt, outcomes)
+        if self._invalid is not None:
+            text += (
+                f"\n\nThe answer before did not fit the schema ({self._invalid}): answer again, with JSON that does."
+            )
+        message = record.message
+        if text != ask.prompt:
+            message = msgspec.structs.replace(message, ref=record.keep(text))
+        said = [*ask.past, (user_message(text, ask.files), message)]
+        beside = estimate_tokens(system or "")
         said, self._left_out = fitting(said, candidates[0].context, beside=beside, answer=ask.max_tokens)
         request = LLMRequest(
             candidates[0].model,
             tuple(each for each, _ in said),
             # An empty one ends the session's, and is no message.
-            system=ask.system or None,
-            temperature=ask.temperature,
+            system=system or None,
+            temperature=temperature,
             max_tokens=ask.max_tokens,
             seed=ask.seed,
             response_schema=ask.schema,
         )
-        system = (MessageRef("system", ref=record.system),) if ask.system else ()
-        context = record.context(self._step_id, (*system, *(ref for _, ref in said)), shown=True)
+        ref = record.system if system == ask.system else record.keep(system or "")
+        first = (MessageRef("system", ref=ref),) if system else ()
+        context = record.context(self._step_id, (*first, *(ref for _, ref in said)), shown=True)
         return manager.stream(candidates, request, context, opening=record.pending, contents=record.bodies)
 
     def conclude(self, end: CallEnd, outcomes: Sequence[ToolOutcome]) -> asyncio.Future[list[Event]]:

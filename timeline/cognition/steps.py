@@ -52,7 +52,7 @@ from timeline.providers.base import (
     parse_arguments,
 )
 
-__all__ = ["Steps"]
+__all__ = ["Steps", "is_small"]
 
 UNREADABLE = (BadResponse, BrokenStream, ContentRefused, InvalidRequest)
 """Failures of a route's call that say nothing about whether the answer can be had."""
@@ -144,7 +144,7 @@ class Steps:
         """Ask what the prompt needs; what came of it is `_decision`."""
         candidates = await self._ask.choose("query_routing", None, Request())
         asking = routing.Asking(
-            self._ask.prompt, self._tools.schemas(), tuple(signals), small=self._is_small(candidates[0])
+            self._ask.prompt, self._tools.schemas(), tuple(signals), small=is_small(self._get, candidates[0])
         )
         request = routing.request(asking)
         for last in (False, True):
@@ -310,9 +310,13 @@ class Steps:
         except TimelineError:
             return False
 
-    def _is_small(self, candidate: Candidate) -> bool:
-        """Whether a model is one that has to be asked in few words and with its mouth held: one in this process."""
-        return candidate.provider == "embedded"
+
+def is_small(get: Callable[[str], LLMProvider], candidate: Candidate) -> bool:
+    """Whether a model has to be asked in few words."""
+    try:
+        return get(candidate.provider).is_small(candidate.model)
+    except TimelineError:
+        return False
 
 
 def _told(decision: routing.Decision) -> dict[str, object]:

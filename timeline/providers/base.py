@@ -333,6 +333,10 @@ class LLMProvider(ABC):
         """Whether this model's answers are computed on this machine; a local server can pass some on."""
         return self.local
 
+    def is_small(self, model: str) -> bool:  # noqa: ARG002 - most know nothing of their models' sizes
+        """Whether a model is so small that it has to be asked in few words."""
+        return False
+
     @abstractmethod
     async def make_request(self, request: LLMRequest) -> LLMResponse:
         """Ask without streaming (the provider's batch form of the endpoint).

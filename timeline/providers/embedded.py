@@ -102,6 +102,10 @@ class EmbeddedProvider(LLMProvider):
         """Always: nothing leaves this machine."""
         return True
 
+    def is_small(self, model: str) -> bool:
+        """The built-in ones are."""
+        return self._store.known(model) is not None
+
     async def make_request(self, request: LLMRequest) -> LLMResponse:
         """Ask for the whole answer; see `LLMProvider.make_request`.
 
