@@ -11,7 +11,7 @@ from support.stores import Scribe, force, look, opened
 
 from timeline import events as e
 from timeline.errors import StoreDamaged
-from timeline.store import Verification, content_digest, schema
+from timeline.store import Verification, content_digest, integrity, schema
 from timeline.store.writer import body_digest, chain_digest
 
 PROMPT = "Why is the sky blue?"
@@ -305,3 +305,17 @@ def test_rubbish_in_the_first_page_of_the_log_is_damage_at_once(path: Path) -> N
 
     with pytest.raises(StoreDamaged, match="is damaged"):
         verified(path)
+
+
+@pytest.mark.parametrize(
+    ("answers", "damage"),
+    [
+        (["ok"], None),
+        (["row 3 missing from index a", "row 4 missing from index a"], "row 3 missing from index a"),
+        # SQLite 3.44.0 through a connection that only reads.
+        (["unable to validate the inverted index for FTS5 table main.search_index: attempt to write"], None),
+        (["unable to validate the inverted index for FTS5 table main.search_index: it", "Page 9: bad"], "Page 9: bad"),
+    ],
+)
+def test_what_sqlite_can_t_check_is_no_damage(answers: list[str], damage: str | None) -> None:
+    assert damage == integrity._damage(answers)
