@@ -26,7 +26,6 @@ from sqlalchemy import (
     bindparam,
     delete,
     insert,
-    or_,
     select,
     text,
     update,
@@ -77,7 +76,6 @@ SELECT t.id AS id,
     (SELECT texts.value AS piece FROM events, json_each(events.data, '$.texts') AS texts
      WHERE events.position BETWEEN t.first_position AND t.last_position
        AND events.call_id = t.call_id AND events.type = 'chunk.received'
-       AND coalesce(json_extract(events.data, '$.attempt'), 1) = t.attempt
        AND json_extract(events.data, '$.kind') IS NULL
      ORDER BY events.position, texts.key)) AS answer
 FROM search_turns AS t WHERE t.ended
@@ -141,18 +139,12 @@ WHERE session_id = :session_id AND version BETWEEN :first AND :last AND turn_id 
 ORDER BY version DESC LIMIT 1
 """)
 
-_of_session = or_(_turns.session_id == bindparam("session_id"), _turns.answer_session == bindparam("session_id"))
 # A turn without any word has two sizes of zero there.
 _has_words = text("""
 SELECT 1 FROM search_index_docsize WHERE sz <> x'0000' AND id IN
   (SELECT id FROM search_turns WHERE session_id = :session_id OR answer_session = :session_id) LIMIT 1
 """)
 _drop_session = delete(search_turns).where(_turns.session_id == bindparam("of_session"))
-_drop_answers = (
-    update(search_turns)
-    .where(_turns.answer_session == bindparam("of_session"))
-    .values(call_id=None, attempt=None, answer_session=None, first_position=None, last_position=None)
-)
 
 
 class Search(Projection):
@@ -213,7 +205,6 @@ class Search(Projection):
     def _forget(conn: Connection, session_id: str) -> None:
         indexed = conn.execute(_has_words, {"session_id": session_id}).first()
         conn.execute(_drop_session, {"of_session": session_id})
-        conn.execute(_drop_answers, {"of_session": session_id})
         if indexed:
             # Without its text, which is gone, a turn can't be taken out of the index.
             conn.execute(_empty_index)
