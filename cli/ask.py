@@ -34,9 +34,14 @@ def ask(
         list[str] | None, typer.Argument(metavar="PROMPT", help="What to ask; `-` reads it from standard input.")
     ] = None,
     *,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="PROVIDER:MODEL", help="Which model to ask, or auto:cheapest …"),
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="PROVIDER:MODEL",
+            help="Which model to ask, or auto:cheapest …; several are asked at once.",
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")] = None,
     files: Annotated[
@@ -109,7 +114,30 @@ def ask(
         msg = f"--continue means the last session and --session {session}: choose one"
         raise UsageError(msg)
     ascii_only(as_ascii)
+    model = models[0] if models else None
+    if models and len(models) > 1:
+        _refuse_for_several(models, {"--continue": go_on, "--session": session is not None, "--dry-run": dry_run})
     prompt, attached = question(words, files)
+    if models and len(models) > 1:
+        from .compare import compare
+
+        code = compare(
+            prompt,
+            models,
+            plain=plain,
+            quiet=quiet,
+            as_json=as_json,
+            as_events=as_events,
+            offline=offline,
+            system=system,
+            files=attached,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            stream=not no_stream,
+            private=private,
+        )
+        raise typer.Exit(code)
     if dry_run:
         from .route import explain
 
@@ -153,6 +181,13 @@ def ask(
         if not (as_json or shown.told):
             output.fail(end.error)
         raise typer.Exit(end.error.exit_code)
+
+
+def _refuse_for_several(models: list[str], options: dict[str, bool]) -> None:
+    for name, given in options.items():
+        if given:
+            msg = f"{name} goes with one model, not with {len(models)}: name one with -m"
+            raise UsageError(msg)
 
 
 async def _ask(

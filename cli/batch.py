@@ -70,6 +70,7 @@ def batch(
             "--provider-batch", help="Hand them in to the provider's batch API: half the price, within a day."
         ),
     ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask only models on this machine.")] = False,
     poll: Annotated[
         float,
         typer.Option("--poll", min=0.01, metavar="SECONDS", help="How long to wait at most between two looks at that."),
@@ -97,7 +98,7 @@ def batch(
             "provider_batch": provider_batch,
             "poll_seconds": poll,
         }
-        status = wait_for(_batch(prompts, sink, quiet=quiet, **options))
+        status = wait_for(_batch(prompts, sink, quiet=quiet, offline=offline, **options))
         stopped = status.before + status.answered + status.failed < status.total
         if not stopped:
             sink.finish()
@@ -109,7 +110,7 @@ def batch(
         raise typer.Exit(1)
 
 
-async def _batch(prompts: PromptFile, sink: _Sink, *, quiet: bool, **options: object) -> BatchStatus:
+async def _batch(prompts: PromptFile, sink: _Sink, *, quiet: bool, offline: bool, **options: object) -> BatchStatus:
     from timeline.cognition.batch import BatchStatus
     from timeline.config import load
     from timeline.providers.pool import Providers
@@ -120,7 +121,8 @@ async def _batch(prompts: PromptFile, sink: _Sink, *, quiet: bool, **options: ob
 
     status = BatchStatus("", 0, 0)
     with Fetching(quiet=quiet) as fetching:
-        async with Providers(load(), fetching) as providers, Timeline.open(providers=providers) as timeline:
+        config = load(overrides={"offline": True} if offline else None)
+        async with Providers(config, fetching) as providers, Timeline.open(providers=providers) as timeline:
             with _Progress(quiet=quiet or (sys.stdout.isatty() and sink.path is None)) as progress:
                 try:
                     async with aclosing(timeline.batch(prompts, **options)) as items:  # type: ignore[arg-type]
