@@ -136,6 +136,10 @@ def ask(
             seed=seed,
             stream=not no_stream,
             private=private,
+            direct=direct,
+            timeout=timeout,
+            cache=cache,
+            budgets=_budgets(max_cost),
         )
         raise typer.Exit(code)
     if dry_run:

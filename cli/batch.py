@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from timeline.cognition.batch import BatchStatus
     from timeline.cognition.prompt_file import Prompt, PromptFile
+    from timeline.config import BudgetConfig
 
 __all__ = ["batch"]
 
@@ -70,6 +71,22 @@ def batch(
             "--provider-batch", help="Hand them in to the provider's batch API: half the price, within a day."
         ),
     ] = False,
+    max_cost: Annotated[
+        str | None,
+        typer.Option(
+            "--max-cost", metavar="USD", help="Most that the batch may cost, US dollars, all its runs together."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", min=0.1, metavar="SECONDS", help="How long until an answer's first words, retries included."
+        ),
+    ] = None,
+    cache: Annotated[
+        bool | None,
+        typer.Option("--cache/--no-cache", help="Take recorded answers of equal requests.", show_default=False),
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Ask only models on this machine.")] = False,
     poll: Annotated[
         float,
@@ -86,6 +103,12 @@ def batch(
     from .app import wait_for
 
     defaults = Prompt("", model=model, system=system, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    budgets: tuple[BudgetConfig, ...] = ()
+    if max_cost is not None:
+        from timeline import config
+
+        # Of the session: that is the batch, whoever asked a part of it before.
+        budgets = (msgspec.structs.replace(config.max_cost(max_cost), window="session"),)
     with ExitStack() as stack:
         prompts, known_as, title = _prompts(file, defaults, stack)
         sink = stack.enter_context(closing(_Sink(target, source=file)))
@@ -97,6 +120,9 @@ def batch(
             "fail_fast": fail_fast,
             "provider_batch": provider_batch,
             "poll_seconds": poll,
+            "timeout": timeout,
+            "cache": cache,
+            "budgets": budgets,
         }
         status = wait_for(_batch(prompts, sink, quiet=quiet, offline=offline, **options))
         stopped = status.before + status.answered + status.failed < status.total

@@ -40,7 +40,7 @@ class _Answer:
 
     def take(self, item: object) -> None:
         """The next item of `Timeline.ask`."""
-        from timeline.cognition.processor import TurnEnd
+        from timeline.cognition.turn import TurnEnd
         from timeline.events import Event, StepStarted
         from timeline.providers.base import Delta
 

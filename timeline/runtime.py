@@ -306,6 +306,9 @@ class Timeline:
         fail_fast: bool = False,
         provider_batch: bool = False,
         poll_seconds: float = 60.0,
+        timeout: float | None = None,
+        cache: bool | None = None,
+        budgets: Sequence[BudgetConfig] = (),
     ) -> AsyncGenerator[BatchStatus | BatchResult]:
         """Ask many prompts, some at a time, in a session of their own; those that are answered already are not asked again.
 
@@ -319,6 +322,9 @@ class Timeline:
             fail_fast: Ask no more after the first that fails.
             provider_batch: Hand them in to the providers' batch APIs, which answer within a day at half the price.
             poll_seconds: How long to wait at most between two looks at what is with a provider.
+            timeout: As of `ask`, for each of them.
+            cache: As of `ask`.
+            budgets: Further budgets; those of a session are for all of the batch.
 
         Yields:
             A `BatchStatus` before anything is asked and whenever a prompt has ended, and a `BatchResult` for each, in the
@@ -341,6 +347,9 @@ class Timeline:
                 seed=prompt.seed,
                 item=item,
                 direct=True,
+                timeout=timeout,
+                cache=cache,
+                budgets=budgets,
             )
 
         def at_providers(session_id: str) -> ProviderBatches:
@@ -354,6 +363,7 @@ class Timeline:
                 get=self._providers.get,
                 session_id=session_id,
                 poll_seconds=poll_seconds,
+                budgets=budgets,
             )
 
         run = run_batch(

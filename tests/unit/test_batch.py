@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -16,6 +17,7 @@ import timeline.config
 from timeline.cognition import batch
 from timeline.cognition.batch import BatchResult, BatchStatus, item_keys
 from timeline.cognition.prompt_file import Prompt
+from timeline.config import BudgetConfig
 from timeline.errors import UsageError
 from timeline.projections.batches import Place
 from timeline.runtime import Timeline
@@ -223,3 +225,36 @@ def test_places_near_to_one_another_are_read_at_once() -> None:
     places = [Place("c", 900, 950), Place("a", 1, 9), Place("b", 5, 100), Place("d", 940, 941)]
 
     assert [(1, 100), (900, 950)] == batch._spans(places)
+
+
+async def test_a_budget_that_others_have_reserved_is_no_reason_to_give_up(home: Home, backend: Backend) -> None:
+    # Each reserves $0.00102 and uses $0.00001: two at a time fit, and one after the other all of them.
+    home.configure(local=False, api_key="key-12345")
+    settings = json.loads((home.path / "config.yaml").read_text())
+    settings["prices"] = {"t:m": {"input_per_million": 1.0, "output_per_million": 10.0}}
+    settings["budgets"] = [{"name": "small", "limit_usd": 0.0025, "window": "session"}]
+    (home.path / "config.yaml").write_text(json.dumps(settings))
+    backend.says(lambda request: answer("re: ", asked(request), tokens=(5, 1), before=0.05))
+
+    async with opened(home) as line:
+        results = await run(line, prompts("abcdefghij", max_tokens=100), concurrency=6)
+
+    assert [f"re: {word}" for word in "abcdefghij"] == texts(results)
+    assert 10 == len(backend.requests)
+    home.end()
+
+
+async def test_a_budget_that_is_used_up_ends_the_batch(home: Home, backend: Backend) -> None:
+    home.configure(local=False, api_key="key-12345")
+    settings = json.loads((home.path / "config.yaml").read_text())
+    settings["prices"] = {"t:m": {"input_per_million": 1.0, "output_per_million": 10.0}}
+    (home.path / "config.yaml").write_text(json.dumps(settings))
+    backend.says(lambda request: answer("re: ", asked(request), tokens=(5, 100)))
+    budget = BudgetConfig("--max-cost", limit_usd=0.0031, window="session")
+
+    async with opened(home) as line:
+        results = await run(line, prompts("abcdefghij", max_tokens=100), concurrency=3, budgets=[budget])
+
+    assert 3 == len(backend.requests) == sum(result.error is None for result in results)
+    assert {"budget_exceeded"} == {result.error.kind for result in results if result.error}
+    home.end()

@@ -7,6 +7,7 @@ its `turn.started`, so what is left to ask after a kill is a question to the log
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -219,6 +220,7 @@ class _Run:
         self._done: dict[int, _Done] = {}
         self._held = 0
         self._next = 0
+        self._working = 0
         self._index: dict[str, int] = {}
         self._flights: dict[str, tuple[int, int]] = {}
         self._hopeless: dict[str | None, TimelineError] = {}
@@ -252,7 +254,8 @@ class _Run:
         left = [index for index, key in enumerate(self._keys) if key not in self.before and key not in under_way]
         work: list[Coroutine[Any, Any, None]]
         if concurrency:
-            todo = iter(left)
+            todo = deque(left)
+            self._working = concurrency
             work = [self._work(todo, fail_fast=fail_fast) for _ in range(concurrency)]
         else:
             groups = self._at_providers.grouped((self._keys[index], self._prompts[index]) for index in left)
@@ -285,11 +288,17 @@ class _Run:
 
     # -------------------------------------------------------------- asking
 
-    async def _work(self, todo: Iterator[int], *, fail_fast: bool) -> None:
-        for index in todo:
-            if self.stopped:
-                return
+    async def _work(self, todo: deque[int], *, fail_fast: bool) -> None:
+        while todo and not self.stopped:
+            index = todo.popleft()
             done = await self._answer(index)
+            if isinstance(done.error, BudgetExceeded) and self._working > 1:
+                # What others have reserved leaves no room: with one less, there may be some when they have ended.
+                self._working -= 1
+                todo.appendleft(index)
+                return
+            if isinstance(done.error, HOPELESS):
+                self._hopeless[self._prompts[index].model] = done.error
             self._end(index, done)
             self.stopped = self.stopped or (fail_fast and done.error is not None)
 
@@ -325,8 +334,6 @@ class _Run:
             raise
         except TimelineError as exc:
             error = exc
-        if isinstance(error, HOPELESS):
-            self._hopeless[prompt.model] = error
         turns = fold(events, await self._borrowed(events)).turns
         if not turns:
             return _Done(None, error=error)

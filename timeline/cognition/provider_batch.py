@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from timeline.cognition.prompt_file import Prompt
 from timeline.cognition.provider_requests import Asked, ask, ends, gone, label_of, within_budgets
-from timeline.config import Config, ModelRef
+from timeline.config import BudgetConfig, Config, ModelRef
 from timeline.errors import BudgetExceeded, NetworkError, ProviderError, ProviderTimeout, TimelineError, UsageError
 from timeline.events import (
     BatchSubmitted,
@@ -93,6 +93,7 @@ class ProviderBatches:
         get: The provider of a name.
         session_id: Which session.
         poll_seconds: How long to wait at most between two looks at a batch.
+        budgets: Further budgets, beside the configured ones.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class ProviderBatches:
         get: Callable[[str], LLMProvider],
         session_id: str,
         poll_seconds: float,
+        budgets: Sequence[BudgetConfig] = (),
     ) -> None:
         self._store = store
         self._clock = clock
@@ -113,6 +115,7 @@ class ProviderBatches:
         self._get = get
         self._session_id = session_id
         self._poll_seconds = poll_seconds
+        self._budgets = (*config.settings.budgets, *budgets)
 
     # -------------------------------------------------------------- looking
 
@@ -217,7 +220,7 @@ class ProviderBatches:
         for each in asks:
             turn_id, step_id = self._clock.short_id(), self._clock.short_id()
             events += [self._new(fact, turn_id, step_id, each.call_id) for fact in each.facts]
-        budgets, session_id = self._config.settings.budgets, self._session_id
+        budgets, session_id = self._budgets, self._session_id
 
         def decide(conn: Connection) -> list[NewEvent]:
             told = within_budgets(conn, budgets, asks, ref, session_id=session_id, now=self._clock.now())
