@@ -255,7 +255,8 @@ def _tool(use: ToolUse, pen: _Pen, room: int) -> Text:
     given = pen.words(_arguments(use, pen), LINE_CELLS)
     if tail is None:
         return line.append(f"({pen.words(given, left)})")
-    tail = pen.words(tail, LINE_CELLS)
+    # A calculator says what it was asked, as a model is told nothing else of it: 12*7 = 84.
+    tail = pen.words(tail, LINE_CELLS).removeprefix(f"{given} ").removeprefix("= ")
     given = pen.words(given, max(left - cell_len(tail), left // 2))
     return line.append(f"({given}){ends}{pen.words(tail, left - cell_len(given))}")
 

@@ -21,7 +21,7 @@ HERE = Workspace(Path(), now=lambda: int(NOW.timestamp() * 1_000_000))
 async def test_now_has_day_date_time_and_zone() -> None:
     result = await Clock().run({"zone": "UTC"}, HERE)
 
-    assert "It is Sunday 2026-11-22, 15:07:11 (time zone: UTC, UTC, UTC+00:00)." == result.text
+    assert "Sunday 2026-11-22, 15:07:11 (time zone: UTC, UTC, UTC+00:00)" == result.text
     assert "Sunday 2026-11-22 15:07" == result.fact
 
 

@@ -78,7 +78,7 @@ class Clock(Tool):
                 return _another(day, now.date(), today, arguments.get("tell"))
         offset = now.strftime("%z")
         where = f"{place}, " if place else ""
-        text = f"It is {today}, {now:%H:%M:%S} (time zone: {where}{now.tzname()}, UTC{offset[:3]}:{offset[3:5]})."
+        text = f"{today}, {now:%H:%M:%S} (time zone: {where}{now.tzname()}, UTC{offset[:3]}:{offset[3:5]})"
         fact = {"date": today, "time": f"{now:%H:%M}"}.get(arguments.get("tell", ""), f"{today} {now:%H:%M}")
         return ToolResult(text, fact=fact)
 
