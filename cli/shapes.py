@@ -9,7 +9,7 @@ import msgspec
 
 from timeline.config import BudgetConfig
 from timeline.errors import TimelineError
-from timeline.events import Cost, Event, Usage
+from timeline.events import CallRerouted, Cost, Event, Usage
 from timeline.projections.blocks import Attempt, Session, SessionRow, Step, ToolUse, Turn
 from timeline.projections.budgets import BudgetState
 from timeline.projections.search import Found
@@ -69,6 +69,7 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
     return {
         "provider": attempt.provider,
         "model": attempt.model,
+        "why": attempt.why,
         "outcome": "cached" if attempt.source_call is not None else attempt.state,
         "error": msgspec.to_builtins(attempt.error) if attempt.error else None,
     }
@@ -119,6 +120,13 @@ def _step(step: Step, bodies: Mapping[str, str | bytes]) -> dict[str, Any]:
     }
 
 
+def _stands_in(turn: Turn, answer: Attempt) -> bool:
+    """Whether somebody else was wanted than who answered."""
+    name = f"{answer.provider}:{answer.model}"
+    steps = [step for step in turn.steps if any(attempt.call_id == answer.call_id for attempt in step.attempts)]
+    return any(isinstance(note, CallRerouted) and note.target == name for step in steps for note in step.notes)
+
+
 def turn_object(session_id: str, turn: Turn, bodies: Mapping[str, str | bytes]) -> dict[str, Any]:
     """One turn, as `ask --json` prints it; `bodies` are the arguments and results of its tools by digest."""
     attempts = [attempt for step in turn.steps for attempt in step.attempts]
@@ -129,6 +137,8 @@ def turn_object(session_id: str, turn: Turn, bodies: Mapping[str, str | bytes]) 
         "answer": answer.text if answer else "",
         "provider": answer.provider if answer else None,
         "model": answer.model if answer else None,
+        "why": answer.why if answer else None,
+        "fallback": _stands_in(turn, answer) if answer else False,
         "finish_reason": answer.finish_reason if answer else None,
         "usage": _usage(attempts),
         "cost": _cost(attempts),

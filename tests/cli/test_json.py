@@ -16,6 +16,8 @@ ASK = {
     "answer",
     "provider",
     "model",
+    "why",
+    "fallback",
     "finish_reason",
     "usage",
     "cost",
@@ -48,7 +50,7 @@ def check(value: dict[str, Any]) -> None:
         assert set() == STEP - set(step)
         assert {*USAGE} == set(step["usage"])
     for attempt in value["attempts"]:
-        assert {"provider", "model", "outcome", "error"} == set(attempt)
+        assert {"provider", "model", "why", "outcome", "error"} == set(attempt)
 
 
 def test_ask_prints_one_object(home: Home, backend: Backend) -> None:
@@ -69,7 +71,8 @@ def test_ask_prints_one_object(home: Home, backend: Backend) -> None:
     assert (5, 2, "provider") == tuple(value["usage"][name] for name in ("input", "output", "source"))
     assert {"state": "free", "usd": 0.0} == value["cost"]
     assert [("answer", "completed")] == [(step["kind"], step["state"]) for step in value["steps"]]
-    assert [{"provider": "t", "model": "m", "outcome": "completed", "error": None}] == value["attempts"]
+    first = {"provider": "t", "model": "m", "why": "default route", "outcome": "completed", "error": None}
+    assert [first] == value["attempts"]
     assert "error" not in value
     assert home.events("turn.started")[0]["turn_id"] == value["turn_id"]
 

@@ -138,9 +138,9 @@ def test_a_session_keeps_the_model_it_was_asked_with(home: Home, backend: Backen
 def test_the_next_of_a_list_answers_when_the_first_fails(home: Home, backend: Backend) -> None:
     configure(home, routing_strategy={"default": ["t:dear", "t:cheap"]})
     backend.says(Reply.json({"error": {"message": "no"}}, status=500), answer("Hi"))
-    done = home.run("ask", "hi")
+    done = home.run("ask", "--json", "hi").json()
 
-    assert (0, "Hi\n") == (done.code, done.out)
+    assert ("Hi", True) == (done["answer"], done["fallback"])
     assert [("dear", "default route"), ("cheap", "default route, choice 2 of 2")] == why(home)
 
 
@@ -164,9 +164,14 @@ def test_offline_asks_whoever_is_here_and_says_for_whom(home: Home, backend: Bac
     done = home.run("ask", "--offline", "-m", "far:x", "hi")
 
     assert (0, "Hi\n") == (done.code, done.out)
-    (sent,) = why(home)
+    as_json = home.run("ask", "--offline", "-m", "far:x", "--json", "hi").json()
+    wanted = home.run("ask", "-m", "t:dear", "--json", "hi").json()
+
+    assert [("cheap", True), ("dear", False)] == [(value["model"], value["fallback"]) for value in (as_json, wanted)]
+    sent = why(home)[0]
+    assert as_json["why"] == sent[1]
     assert ("cheap", "fallback, as far:x is not on this machine, and only such may be asked (offline)") == sent
-    (rerouted,) = home.events("call.rerouted")
+    rerouted = home.events("call.rerouted")[0]
     assert ("far:x", "t:cheap") == (rerouted["data"]["source"], rerouted["data"]["target"])
     assert "far:x" in done.err
 
