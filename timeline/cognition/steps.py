@@ -143,9 +143,12 @@ class Steps:
     async def _route(self, step_id: str, signals: Sequence[Signal]) -> AsyncGenerator[Event]:
         """Ask what the prompt needs; what came of it is `_decision`."""
         candidates = await self._ask.choose("query_routing", None, Request())
-        asking = routing.Asking(
-            self._ask.prompt, self._tools.schemas(), tuple(signals), small=is_small(self._get, candidates[0])
-        )
+        first = candidates[0]
+        small = is_small(self._get, first)
+        if small:
+            # What a small one is asked would make no sense to others.
+            candidates = [candidate for candidate in candidates if is_small(self._get, candidate)]
+        asking = routing.Asking(self._ask.prompt, self._tools.schemas(), tuple(signals), small=small, model=first.model)
         request = routing.request(asking)
         for last in (False, True):
             try:
