@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
+from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +21,7 @@ from .shown import Learning, Shown, Watched
 from .signs import ascii_only
 
 if TYPE_CHECKING:
+    from timeline.cognition.tools import Confirm, Tool
     from timeline.cognition.turn import TurnEnd
     from timeline.config import BudgetConfig
     from timeline.events import Event
@@ -64,6 +68,17 @@ def ask(
         str | None,
         typer.Option("--max-cost", metavar="USD", help="Most that the question may cost, US dollars; or don't ask."),
     ] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            "--schema", metavar="FIELDS", help="Answer in JSON: 'name, age int', or a file with a JSON Schema."
+        ),
+    ] = None,
+    allow_dirs: Annotated[
+        list[Path] | None,
+        typer.Option("--allow-dir", metavar="DIR", help="A folder that tools may read, too; repeatable."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Let tools change things without asking.")] = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Ask for the answer in one piece.")] = False,
     direct: Annotated[
         bool | None,
@@ -140,6 +155,7 @@ def ask(
             timeout=timeout,
             cache=cache,
             budgets=_budgets(max_cost),
+            schema=_schema(schema),
         )
         raise typer.Exit(code)
     if dry_run:
@@ -177,8 +193,11 @@ def ask(
             timeout=timeout,
             cache=cache,
             budgets=_budgets(max_cost),
+            schema=_schema(schema),
+            allow_dirs=tuple(allow_dirs or ()),
             quiet=quiet,
             offline=offline,
+            yes=yes,
         )
     )
     if end is not None and end.error is not None:
@@ -195,7 +214,7 @@ def _refuse_for_several(models: list[str], options: dict[str, bool]) -> None:
 
 
 async def _ask(
-    shown: Shown, prompt: str, *, model: str | None, quiet: bool, offline: bool, **options: object
+    shown: Shown, prompt: str, *, model: str | None, quiet: bool, offline: bool, yes: bool, **options: object
 ) -> TurnEnd | None:
     from timeline.config import load
     from timeline.providers.pool import Providers
@@ -213,7 +232,7 @@ async def _ask(
             from timeline.providers.base import Delta
             from timeline.runtime import Timeline
 
-            async with Timeline.open(providers=providers) as timeline:
+            async with Timeline.open(providers=providers, confirm=_confirm(shown, yes=yes)) as timeline:
                 end = None
                 try:
                     async with aclosing(timeline.ask(prompt, model=model, **options)) as items:  # type: ignore[arg-type]
@@ -248,6 +267,27 @@ async def _catch_up(timeline: Timeline, shown: Shown) -> None:
         async with asyncio.timeout(CATCH_UP_SECONDS):
             for event in await timeline.since(shown.seen[-1]):
                 shown.event(event)
+
+
+def _schema(text: str | None) -> dict[str, Any] | None:
+    from timeline.cognition.schema import schema_of
+
+    return None if text is None else schema_of(text)
+
+
+def _confirm(shown: Shown, *, yes: bool) -> Confirm | None:
+    """Who is asked before a tool changes something: nobody with --yes, and nobody where there is no terminal."""
+    if not yes and not (sys.stdin.isatty() and output.stderr().is_terminal):
+        return None
+
+    async def confirm(tool: Tool, given: Mapping[str, Any]) -> bool:
+        if yes:
+            return True
+        with shown.aside():
+            words = f"{tool.name} {json.dumps(given, ensure_ascii=False)} changes something. Run it?"
+            return await asyncio.to_thread(typer.confirm, output.harmless(words, output.stderr()), err=True)
+
+    return confirm
 
 
 def _budgets(max_cost: str | None) -> tuple[BudgetConfig, ...]:

@@ -1,0 +1,58 @@
+"""What people write for a schema, and the JSON Schema that is meant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from timeline.cognition.schema import schema_of
+from timeline.errors import NotFound, UsageError
+
+
+def test_names_and_types_are_an_object_with_these_fields() -> None:
+    schema = schema_of("name, age int, ok bool, tags str[], height float: in metres")
+
+    assert {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "age": {"type": "integer"},
+            "ok": {"type": "boolean"},
+            "tags": {"type": "array", "items": {"type": "string"}},
+            "height": {"type": "number", "description": "in metres"},
+        },
+        "required": ["name", "age", "ok", "tags", "height"],
+        "additionalProperties": False,
+    } == schema
+
+
+def test_a_field_a_line_may_hold_commas_in_what_it_is() -> None:
+    assert {"type": "string", "description": "first, then last"} == schema_of("name: first, then last\nage int")[
+        "properties"
+    ]["name"]
+
+
+def test_a_file_with_a_json_schema_is_read(tmp_path: Path) -> None:
+    schema = {"type": "array", "items": {"type": "integer"}}
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+
+    assert schema == schema_of(str(tmp_path / "s.json"))
+    assert schema | {"type": "object"} == schema_of('{"type": "object", "items": {"type": "integer"}}')
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no field"),
+        ("age whole", "no field of a schema"),
+        ("two words more", "no field of a schema"),
+        ("{", "no JSON"),
+        ('{"type": "thing"}', "no JSON Schema"),
+        ("[1].json", "no file"),
+    ],
+)
+def test_what_is_no_schema_is_told_with_what_to_write(text: str, said: str) -> None:
+    with pytest.raises((UsageError, NotFound), match=said.replace("[", r"\[")):
+        schema_of(text)
