@@ -320,4 +320,5 @@ class _Events(Shown):
     def event(self, event: Event) -> None:
         from .shapes import event_object
 
+        super().event(event)
         output.emit_json(event_object(event), indent=0)

@@ -305,3 +305,17 @@ def test_a_direct_turn_is_followed_to_its_interruption(home: Home, backend: Back
         assert "interrupted with Ctrl-C" in terminal.text
     asking.rest()
     assert 130 == asking.wait()
+
+
+def test_an_interrupted_command_prints_its_events_to_the_last(home: Home, backend: Backend) -> None:
+    backend.says(stream("Hello ", "world", FOREVER))
+    asking = home.start("ask", "a question", "--events")
+    seen = asking.read_until("request.sent")
+    while "world" not in home.recorded():
+        time.sleep(0.05)
+    asking.send(signal.SIGINT)
+    seen += asking.rest()
+
+    assert 130 == asking.wait()
+    assert home.types() == re.findall(r'"type":"([\w.]+)"', seen)
+    assert "turn.interrupted" == home.types()[-1]
