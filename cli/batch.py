@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 import time
 from contextlib import ExitStack, aclosing, closing
 from pathlib import Path
@@ -180,6 +178,9 @@ def _prompts(file: str, defaults: Prompt, stack: ExitStack) -> tuple[PromptFile,
     from timeline.store import content_digest
 
     if file == "-":
+        import shutil
+        import tempfile
+
         # To be read twice: once to check all of it, then as each is asked.
         copy = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  the stack closes it
         shutil.copyfileobj(sys.stdin.buffer, copy)

@@ -6,8 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from timeline.cognition.batch import BatchResult as BatchResult
+    from timeline.cognition.batch import BatchStatus as BatchStatus
     from timeline.cognition.processor import CognitionProcessor as CognitionProcessor
     from timeline.cognition.processor import CognitionResult as CognitionResult
+    from timeline.cognition.prompt_file import Prompt as Prompt
+    from timeline.cognition.prompt_file import PromptFile as PromptFile
     from timeline.cognition.prompts import File as File
     from timeline.cognition.prompts import attach as attach
     from timeline.cognition.turn import TurnEnd as TurnEnd
@@ -20,12 +24,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchResult",
+    "BatchStatus",
     "CognitionProcessor",
     "CognitionResult",
     "Config",
     "Delta",
     "Event",
     "File",
+    "Prompt",
+    "PromptFile",
     "Superseded",
     "Timeline",
     "TurnEnd",
@@ -34,12 +42,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BatchResult": "timeline.cognition.batch",
+    "BatchStatus": "timeline.cognition.batch",
     "CognitionProcessor": "timeline.cognition.processor",
     "CognitionResult": "timeline.cognition.processor",
     "Config": "timeline.config",
     "Delta": "timeline.providers.base",
     "Event": "timeline.events",
     "File": "timeline.cognition.prompts",
+    "Prompt": "timeline.cognition.prompt_file",
+    "PromptFile": "timeline.cognition.prompt_file",
     "Superseded": "timeline.llm.manager",
     "Timeline": "timeline.runtime",
     "TurnEnd": "timeline.cognition.turn",

@@ -69,7 +69,10 @@ def test_a_thousand_prompts_killed_three_times_are_answered_once_each(home: Home
     home.end()
 
 
-def test_a_provider_s_batch_outlives_its_process_and_is_fetched_by_the_next(home: Home, backend: Backend) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_provider_s_batch_outlives_its_process_and_is_fetched_by_the_next(
+    home: Home, backend: Backend, number: int
+) -> None:
     home.configure(local=False, api_key="key-12345")
     service = OpenAIBatches(polls=10**9)
     backend.says(service)
@@ -79,8 +82,10 @@ def test_a_provider_s_batch_outlives_its_process_and_is_fetched_by_the_next(home
     process = home.start(*command)
     while not any(service.looks.values()):
         time.sleep(0.05)
-    process.send(signal.SIGKILL)
-    assert -signal.SIGKILL == process.wait()
+    process.send(number)
+    assert (130 if number == signal.SIGINT else -number) == process.wait()
+    if number == signal.SIGINT:
+        assert "0 of 30 answered: the same command goes on; 30 are with the provider" in process.errors()
 
     # Whatever starts next takes nothing of it for abandoned.
     assert 0 == home.run("sessions", "list").code

@@ -26,8 +26,9 @@ def _preload() -> None:
     import rich.markdown
     import rich.table  # noqa: F401
     import sqlalchemy.dialects.sqlite.aiosqlite  # noqa: F401
-    from timeline_cli import app, ask, blocks, live, playing, replay, report, sessions, shapes, store  # noqa: F401
+    from timeline_cli import app, ask, batch, blocks, compare, live, playing, replay, report, sessions, shapes, store  # noqa: F401
 
+    import timeline.cognition.provider_batch
     import timeline.providers.openai
     import timeline.runtime  # noqa: F401
 

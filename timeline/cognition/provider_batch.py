@@ -208,7 +208,17 @@ class ProviderBatches:
     def _ask(self, api: BatchAPI, ref: ModelRef, label: str, item: str, prompt: Prompt) -> Asked:
         local, call_id = api.provider.is_local(ref.model), self._clock.short_id()
         now = self._clock.now()
-        return ask(item, prompt, ref=ref, label=label, call_id=call_id, prices=self._prices, local=local, now=now)
+        return ask(
+            item,
+            prompt,
+            ref=ref,
+            label=label,
+            call_id=call_id,
+            prices=self._prices,
+            budgets=self._budgets,
+            local=local,
+            now=now,
+        )
 
     async def _record(self, ref: ModelRef, asks: Sequence[Asked]) -> None:
         """Commit what belongs to requests, if the budgets allow them.

@@ -31,7 +31,7 @@ from timeline.events import (
 )
 from timeline.llm import budget
 from timeline.llm.attempt import error_info
-from timeline.llm.budget import DEFAULT_MAX_TOKENS, estimate_input
+from timeline.llm.budget import DEFAULT_MAX_TOKENS, bounded_max_tokens, estimate_input
 from timeline.llm.pricing import PriceBook, estimate_tokens
 from timeline.projections.budgets import read_budgets
 from timeline.projections.calls import OpenAttempt
@@ -71,7 +71,16 @@ class Asked(Struct, frozen=True):
 
 
 def ask(
-    item: str, prompt: Prompt, *, ref: ModelRef, label: str, call_id: str, prices: PriceBook, local: bool, now: int
+    item: str,
+    prompt: Prompt,
+    *,
+    ref: ModelRef,
+    label: str,
+    call_id: str,
+    prices: PriceBook,
+    budgets: Sequence[BudgetConfig],
+    local: bool,
+    now: int,
 ) -> Asked:
     """A prompt made ready.
 
@@ -82,24 +91,26 @@ def ask(
         label: Our own name for the provider's batch.
         call_id: Of the call.
         prices: What tokens cost; ready.
+        budgets: All that hold for it.
         local: Whether the model runs on this machine.
         now: µs UTC.
     """
+    limit = bounded_max_tokens(prompt.max_tokens, budgets, ref.provider, ref.model, free=local)
     request = LLMRequest(
         model=ref.model,
         messages=(Message("user", prompt.prompt),),
         system=prompt.system or None,
         temperature=prompt.temperature,
-        max_tokens=prompt.max_tokens,
+        max_tokens=limit,
         seed=prompt.seed,
     )
-    tokens, longest = estimate_input(request), prompt.max_tokens or DEFAULT_MAX_TOKENS
+    tokens, longest = estimate_input(request), limit or DEFAULT_MAX_TOKENS
     most = Usage(input=tokens, output=longest)
     cost = prices.batch_cost(ref.provider, [ref.model], most, local=local, at=now)
     nano_usd = None if cost.state == "unpriced" else cost.nano_usd or 0
     owner, user = Owner(OWNER + label, 0, 0.0), content_digest(prompt.prompt)
     system = content_digest(request.system) if request.system else None
-    params = {name: getattr(prompt, name) for name in ("temperature", "max_tokens", "seed")}
+    params = {name: getattr(request, name) for name in ("temperature", "max_tokens", "seed")}
     facts = (
         TurnStarted("direct", owner, prompt=user, system=system, item=item),
         StepStarted("answer"),
