@@ -159,19 +159,10 @@ def ask(
         )
         raise typer.Exit(code)
     if dry_run:
-        from .route import explain
+        from .route import Question, explain
 
-        explain(
-            prompt,
-            model=model,
-            session="last" if go_on else session,
-            system=system,
-            files=attached,
-            max_tokens=max_tokens,
-            offline=offline,
-            dry_run=True,
-            as_json=as_json,
-        )
+        asked = Question(prompt, model, "last" if go_on else session, system, attached, max_tokens)
+        explain(asked, direct=direct, offline=offline, dry_run=True, as_json=as_json)
         return
     shown = (
         _Json() if as_json else _Events() if as_events else Watched(plain=plain, quiet=quiet, cognition=show_cognition)
@@ -224,7 +215,8 @@ async def _ask(
     with Fetching(quiet=quiet) as fetching:
         config = load(overrides={"offline": True} if offline else None)
         async with Providers(config, fetching) as providers:
-            providers.warm(model, going_on=options["session"] is not None)
+            direct = options["direct"] is True or (options["direct"] is None and config.settings.mode == "direct")
+            providers.warm(model, going_on=options["session"] is not None, direct=direct)
             # In a thread, so that the model begins to load meanwhile: this takes longer to import than all before.
             await asyncio.to_thread(import_module, "timeline.runtime")
             from timeline.cognition.turn import TurnEnd

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from msgspec import Struct
 
 from timeline.errors import NotFound, UsageError
 
@@ -16,13 +18,14 @@ from .question import question
 
 if TYPE_CHECKING:
     from timeline.cognition.prompts import File
-    from timeline.config import Complexity, Task
+    from timeline.config import Complexity, Config, Task
     from timeline.llm.facts import Explained
     from timeline.llm.ranking import ModelFacts
 
-__all__ = ["explain", "route"]
+__all__ = ["Question", "explain", "route"]
 
 Step = Literal["query_routing", "tool_calling", "response_formatting"]
+STEPS: tuple[Step, ...] = ("query_routing", "tool_calling", "response_formatting")
 
 
 def route(
@@ -43,9 +46,13 @@ def route(
     go_on: Annotated[bool, typer.Option("--continue", "-c", help="As a part of the last session.")] = False,
     session: Annotated[str | None, typer.Option("--session", metavar="SESSION", help="As a part of this one.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens to answer with.")] = None,
-    step: Annotated[
-        Step | None, typer.Option("--step", help="Of this step of the pipeline; a direct question by default.")
+    direct: Annotated[
+        bool | None,
+        typer.Option(
+            "--direct/--pipeline", help="As one call, or as route, tools and answer (the default).", show_default=False
+        ),
     ] = None,
+    step: Annotated[Step | None, typer.Option("--step", help="Of this step of the pipeline alone.")] = None,
     complexity: Annotated[
         Literal["low", "medium", "high"] | None,
         typer.Option("--complexity", help="If the prompt is found to be so complex."),
@@ -62,56 +69,59 @@ def route(
         msg = f"--continue means the last session and --session {session}: choose one"
         raise UsageError(msg)
     prompt, attached = question(words, files)
-    explain(
-        prompt,
-        model=model,
-        session="last" if go_on else session,
-        system=system,
-        files=attached,
-        max_tokens=max_tokens,
-        task=step or ("response_formatting" if complexity else "default"),
-        complexity=complexity,
-        offline=offline,
-        dry_run=dry_run,
-        as_json=as_json,
-    )
+    asked = Question(prompt, model, "last" if go_on else session, system, attached, max_tokens)
+    explain(asked, direct=direct, step=step, complexity=complexity, offline=offline, dry_run=dry_run, as_json=as_json)
+
+
+class Question(Struct, frozen=True):
+    """What would be asked; fields as of `Timeline.explain`."""
+
+    prompt: str
+    model: str | None
+    session: str | None
+    system: str | None
+    files: tuple[File, ...]
+    max_tokens: int | None
 
 
 def explain(
-    prompt: str,
+    asked: Question,
     *,
-    model: str | None,
-    session: str | None,
-    system: str | None,
-    files: tuple[File, ...],
-    max_tokens: int | None,
+    direct: bool | None,
     offline: bool,
     dry_run: bool,
     as_json: bool,
-    task: Task = "default",
+    step: Step | None = None,
     complexity: Complexity | None = None,
 ) -> None:
-    """Print whom a question would go to; arguments as of `Timeline.explain`."""
+    """Print whom a question would go to.
+
+    Args:
+        asked: What would be asked.
+        direct: As one call; None for what is configured.
+        offline: Only models on this machine.
+        dry_run: Also about what each would cost.
+        as_json: As an object.
+        step: Of this step alone.
+        complexity: If the prompt is found to be so complex.
+    """
+    from timeline.config import load
+
     from .app import wait_for
 
-    explained = wait_for(
-        _explained(
-            prompt,
-            model=model,
-            session=session,
-            system=system,
-            files=files,
-            max_tokens=max_tokens,
-            task=task,
-            complexity=complexity,
-            offline=offline,
-        )
-    )
+    config = load(overrides={"offline": True} if offline else None)
+    if direct is None:
+        direct = config.settings.mode == "direct"
+    tasks: list[Task] = [step] if step else ["default"] if direct and not complexity else [*STEPS]
+    # The answer's is the last one, and what most people want to know.
+    *before, explained = wait_for(_explained(config, asked, tasks, complexity))
     now = time.time_ns() // 1000
     if as_json:
-        output.emit_json(_object(explained, estimates=dry_run, now=now))
+        steps = [{"task": each.asked.task, **_decision(each, estimates=dry_run, now=now)} for each in before]
+        output.emit_json(_object(explained, estimates=dry_run, now=now) | {"steps": steps})
     else:
-        sys.stdout.writelines(f"{line}\n" for line in _lines(explained, now, estimates=dry_run))
+        lines = _lines(explained, now, estimates=dry_run) + [_step(each) for each in before]
+        sys.stdout.writelines(f"{line}\n" for line in lines)
     if not explained.routed.candidates:
         from timeline.llm.facts import refusal
 
@@ -121,19 +131,9 @@ def explain(
 
 
 async def _explained(
-    prompt: str,
-    *,
-    model: str | None,
-    session: str | None,
-    system: str | None,
-    files: tuple[File, ...],
-    max_tokens: int | None,
-    task: Task,
-    complexity: Complexity | None,
-    offline: bool,
-) -> Explained:
+    config: Config, asked: Question, tasks: Sequence[Task], complexity: Complexity | None
+) -> list[Explained]:
     from timeline.cognition.prompts import user_message
-    from timeline.config import load
     from timeline.events import Clock
     from timeline.llm.facts import Router, request_of
     from timeline.llm.pricing import PriceBook
@@ -142,28 +142,25 @@ async def _explained(
 
     from .opening import looking
 
-    config = load(overrides={"offline": True} if offline else None)
     if config.paths.store.exists():
         async with looking(config) as timeline:
-            return await timeline.explain(
-                prompt,
-                model=model,
-                session=session,
-                system=system,
-                files=files,
-                max_tokens=max_tokens,
-                task=task,
-                complexity=complexity,
-            )
-    if session is not None:
+            options = {name: getattr(asked, name) for name in Question.__struct_fields__}
+            return [await timeline.explain(**options, task=task, complexity=complexity) for task in tasks]
+    if asked.session is not None:
         msg = "there is no session yet: 'timeline ask' begins one"
         raise NotFound(msg)
     # Nothing was ever recorded, and this is no reason to begin.
     async with Providers(config) as providers:
         router = Router(config, Clock(), PriceBook(config.settings.prices, config.served), providers.get)
-        models = () if model is None else (config.parse_choice(model),)
-        request = request_of([user_message(prompt, files)], system, max_tokens)
-        return await router.explain(Asked(models, task, complexity, request))
+        models = () if asked.model is None else (config.parse_choice(asked.model),)
+        request = request_of([user_message(asked.prompt, asked.files)], asked.system, asked.max_tokens)
+        return [await router.explain(Asked(models, task, complexity, request)) for task in tasks]
+
+
+def _step(explained: Explained) -> str:
+    """A step before the answer, in a line."""
+    first = next(iter(explained.routed.candidates), None)
+    return f"{explained.asked.task}: {f'{first}, {first.why}' if first else 'nobody'}"
 
 
 def _lines(explained: Explained, now: int, *, estimates: bool) -> list[str]:
@@ -207,6 +204,20 @@ def _about(known: ModelFacts) -> str:
 
 def _object(explained: Explained, *, estimates: bool, now: int) -> dict[str, Any]:
     """What `route --json` prints; with `estimates` what each would cost."""
+    facts, asked = explained.facts, explained.asked
+    return {
+        "task": asked.task,
+        "complexity": asked.complexity,
+        "input_tokens": asked.request.input_tokens,
+        "max_tokens": asked.request.max_tokens,
+        "offline": facts.offline,
+        "session_model": str(facts.last.model) if facts.last else None,
+        **_decision(explained, estimates=estimates, now=now),
+    }
+
+
+def _decision(explained: Explained, *, estimates: bool, now: int) -> dict[str, Any]:
+    """Who would be asked, and who wouldn't."""
     from timeline.config import ModelRef
     from timeline.llm.ranking import answer_tokens
 
@@ -244,12 +255,6 @@ def _object(explained: Explained, *, estimates: bool, now: int) -> dict[str, Any
         return value
 
     return {
-        "task": asked.task,
-        "complexity": asked.complexity,
-        "input_tokens": asked.request.input_tokens,
-        "max_tokens": asked.request.max_tokens,
-        "offline": facts.offline,
-        "session_model": str(facts.last.model) if facts.last else None,
         "candidates": [
             {
                 "provider": each.provider,

@@ -225,20 +225,19 @@ class Timeline:
         """
 
         async def prepared() -> Ask:
-            ask = await self._prepare(
-                prompt, session, model=model, system=system, files=files, private=private, item=item
-            )
             if direct is None and self.config.settings.mode == "pipeline" and schema is None:
                 mode: Literal["pipeline", "direct"] = "pipeline"
             else:
                 mode = "pipeline" if direct is False else "direct"
+            ask = await self._prepare(
+                prompt, session, mode=mode, model=model, system=system, files=files, private=private, item=item
+            )
             return msgspec.structs.replace(
                 ask,
                 temperature=temperature,
                 max_tokens=max_tokens,
                 seed=seed,
                 stream=stream,
-                mode=mode,
                 schema=schema,
                 allowed=(*ask.allowed, *allow_dirs),
                 timeout=timeout,
@@ -253,6 +252,7 @@ class Timeline:
         prompt: str,
         session: str | None,
         *,
+        mode: Literal["pipeline", "direct"] | None = None,
         model: str | None = None,
         system: str | None = None,
         files: Sequence[File] = (),
@@ -260,6 +260,7 @@ class Timeline:
         item: str | None = None,
     ) -> Ask:
         """What is asked for, checked, with what was said before."""
+        mode = mode or self.config.settings.mode
         if not prompt.strip() and not files:
             msg = "there is nothing to ask: give a prompt as an argument or on standard input"
             raise UsageError(msg)
@@ -268,7 +269,8 @@ class Timeline:
         talk = await self._talk(session, system) if item is None else _Talk(session, system)
         request = request_of([*(past for past, _ in talk.past), user_message(prompt, files)], talk.system, None)
         models = () if model is None else (self.config.parse_choice(model),)
-        routed = await self._router.route(Asked(models, request=request), talk.last)
+        writes: Task = "response_formatting" if mode == "pipeline" else "default"
+        routed = await self._router.route(Asked(models, writes, request=request), talk.last)
         if not routed.others:
             # A key that can't be had is the user's to know, and no reason to ask a model that only stands in.
             self._providers.get(routed.candidates[0].provider)
@@ -290,7 +292,7 @@ class Timeline:
             past=talk.past,
             private=private,
             item=item,
-            mode=self.config.settings.mode,
+            mode=mode,
             folder=Path(),
             allowed=allowed_dirs(self.config),
         )

@@ -24,7 +24,7 @@ def configure(home: Home, *, fallback: Any = None, **more: Any) -> None:
     entry = {"kind": "openai", "base_url": home.url, "models": ["dear", "cheap"], "api_key": "sk-0123456789"}
     routing = {"default": "auto:cheapest", "fallback": fallback, **more.pop("routing_strategy", {})}
     providers = {"t": entry, **more.pop("llm_providers", {})}
-    settings = {"llm_providers": providers, "routing_strategy": routing, "prices": PRICES, **more}
+    settings = {"llm_providers": providers, "routing_strategy": routing, "prices": PRICES, "mode": "direct", **more}
     (home.path / "config.yaml").write_text(json.dumps(settings | {"retry": {"max_attempts": 1}}))
 
 
@@ -87,6 +87,23 @@ def test_complexity_and_steps_can_be_looked_at(home: Home) -> None:
 
     assert ("dear", "complexity high") == (high["candidates"][0]["model"], high["candidates"][0]["why"])
     assert ("cheap", "tool_calling route") == (tools["candidates"][0]["model"], tools["candidates"][0]["why"])
+
+
+def test_the_steps_before_the_answer_have_a_line_each(home: Home) -> None:
+    configure(home, routing_strategy={"query_routing": "t:cheap", "default": "t:dear"}, mode="pipeline")
+    done = home.run("route", "hi")
+    value = home.run("route", "hi", "--json").json()
+
+    assert [
+        "1  t:dear  $5.00  $25.00        ?  default route",
+        "query_routing: t:cheap, query_routing route",
+        "tool_calling: t:dear, default route",
+    ] == done.out.splitlines()[1:]
+    assert "response_formatting" == value["task"]
+    assert [("query_routing", "cheap"), ("tool_calling", "dear")] == [
+        (step["task"], step["candidates"][0]["model"]) for step in value["steps"]
+    ]
+    assert 2 == len(home.run("route", "hi", "--direct").out.splitlines())
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

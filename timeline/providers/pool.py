@@ -16,7 +16,7 @@ from timeline.providers.reach import network, runs_here
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from timeline.config import Config, ModelRef
+    from timeline.config import Config, ModelRef, Task
     from timeline.providers.base import LLMProvider
     from timeline.providers.plugins import Progress
 
@@ -57,8 +57,8 @@ class Providers:
             self._made[name] = make_provider(self.config, name, self._progress)
         return self._made[name]
 
-    def warm(self, model: str | None = None, *, going_on: bool = False) -> None:
-        """Begin to load the model that will be asked, if it runs on this machine and that much is certain already.
+    def warm(self, model: str | None = None, *, going_on: bool = False, direct: bool = False) -> None:
+        """Begin to load the models that will be asked, if they run on this machine and that much is certain already.
 
         Nothing is opened to anywhere else before a request is recorded. What goes wrong is left for the
         request to meet.
@@ -66,22 +66,25 @@ class Providers:
         Args:
             model: As the user named it; None for the default one.
             going_on: Whether a session goes on, so that its own model, which the log knows, comes first.
+            direct: Whether one call answers, without the steps before it.
         """
+        tasks: tuple[Task, ...] = ("default",) if direct else ("query_routing", "response_formatting")
+        if model is None and going_on:
+            return
         with suppress(TimelineError):
-            route = self._foreseen(model, going_on=going_on)
-            if route is None or self.config.served(route.provider)[0] != "embedded":
-                return
-            task = asyncio.create_task(self.get(route.provider).warm_up(route.model), name="timeline-warm-up")
-            self._warming.add(task)
+            for route in dict.fromkeys(self._foreseen(model, task) for task in tasks):
+                if route is not None and self.config.served(route.provider)[0] == "embedded":
+                    warming = self.get(route.provider).warm_up(route.model)
+                    self._warming.add(asyncio.create_task(warming, name="timeline-warm-up"))
 
-    def _foreseen(self, model: str | None, *, going_on: bool) -> ModelRef | None:
-        """The first candidate of a direct question, as far as it follows from the settings alone."""
+    def _foreseen(self, model: str | None, task: Task) -> ModelRef | None:
+        """The first candidate for a task, as far as it follows from the settings alone."""
         from timeline.config import ModelRef
 
         config = self.config
-        if model is None and going_on:
+        if model is None and task == "response_formatting" and config.settings.routing_strategy.complexity:
             return None
-        chain = config.default_route() if model is None else (config.parse_choice(model),)
+        chain = config.route_for(task)[0] if model is None else (config.parse_choice(model),)
         for choice in (*chain, *config.candidates("fallback")):
             if not isinstance(choice, ModelRef):
                 return None
