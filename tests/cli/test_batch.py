@@ -14,6 +14,7 @@ import pytest
 from support.answers import FOREVER, answer, refused, stream
 from support.command import Backend, Home, Result
 from support.loopback import Reply, Request
+from support.terminal import Terminal
 
 
 def asked(request: Request) -> str:
@@ -245,3 +246,27 @@ def test_a_second_process_does_not_ask_the_same_batch(home: Home, backend: Backe
 
     assert (2, 1) == (second.code, len(backend.requests))
     assert f"process {process.pid} is asking this batch: wait for its end, or give this one a --name" in second.err
+
+
+def test_a_bar_shows_how_far_it_is_on_a_terminal_and_leaves_the_summary(home: Home, backend: Backend) -> None:
+    backend.says(hang_on("2"))
+    write(home, *map(str, range(3)))
+
+    with Terminal(home, "batch", "p.jsonl", "-n", "1", "-o", "out.jsonl", columns=90, rows=10) as terminal:
+        terminal.wait_for("2/3")
+        terminal.type("\x03")
+        assert 130 == terminal.wait()
+        assert "2/3" not in terminal.text
+        assert "stopped with 2 of 3 answered: the same command goes on" in terminal.text
+
+
+def test_a_full_disk_is_said_and_nothing_more_is_asked(home: Home, backend: Backend) -> None:
+    backend.says(lambda request: answer("x" * 70_000))
+    write(home, *map(str, range(40)))
+    with Path("/dev/full").open("w") as full:
+        process = home.start("batch", "p.jsonl", "-n", "1", stdout=full)
+        assert 1 == process.wait()
+
+    assert "the output can't be written (No space left on device)" in process.errors()
+    assert len(backend.requests) < 40
+    assert ["closed"] == [end["reason"] for end in ended(home)]
