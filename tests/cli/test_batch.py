@@ -163,6 +163,7 @@ def test_fail_fast_asks_no_more_after_a_failure(home: Home, backend: Backend) ->
         (["none.jsonl"], 6, "there is no file none.jsonl"),
         (["."], 2, ". can't be read"),
         (["bad.jsonl"], 2, "line 2 of bad.jsonl is no prompt"),
+        (["p.jsonl", "--max-cost", "lots"], 2, "'lots' is no amount of US dollars"),
         (["p.jsonl", "-o", "p.jsonl"], 2, "p.jsonl holds the prompts"),
         (["p.jsonl", "-o", "."], 2, "is a folder"),
         (["p.jsonl", "-o", "no/such/folder"], 2, "no/such/folder can't be written"),

@@ -258,3 +258,13 @@ async def test_a_budget_that_is_used_up_ends_the_batch(home: Home, backend: Back
     assert 3 == len(backend.requests) == sum(result.error is None for result in results)
     assert {"budget_exceeded"} == {result.error.kind for result in results if result.error}
     home.end()
+
+
+async def test_an_answer_out_of_the_cache_is_given_back_whole_now_and_later(home: Home, backend: Backend) -> None:
+    backend.says(echo)
+    async with opened(home) as line:
+        first = await run(line, prompts("aba"), concurrency=1, cache=True)
+
+        assert ["re: a", "re: b", "re: a"] == texts(first) == texts(await run(line, prompts("aba")))
+    assert 2 == len(backend.requests)
+    assert 1 == len(home.events("call.cache_hit"))
