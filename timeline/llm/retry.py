@@ -8,12 +8,13 @@ from msgspec import Struct
 
 from timeline.config import Retry as RetryConfig
 from timeline.errors import (
+    AuthenticationFailed,
     ContentRefused,
     ContextTooLong,
     InvalidRequest,
-    ModelUnavailable,
-    PluginError,
+    PermissionDenied,
     ProviderError,
+    QuotaExhausted,
     TimelineError,
     UsageError,
 )
@@ -47,6 +48,9 @@ class GiveUp(Struct, frozen=True):
 
 Step = Again | Next | GiveUp
 
+_PERSON = (AuthenticationFailed, PermissionDenied, QuotaExhausted)
+"""Only a person can mend these, whatever a header says."""
+
 
 def after_failure(
     error: TimelineError,
@@ -73,9 +77,8 @@ def after_failure(
         contexts: The candidate's context in tokens, and those of the candidates left.
     """
     if not isinstance(error, ProviderError):
-        # A model that can't be loaded, a key that is missing, a plugin out of contract: not for the next one.
-        elsewhere = isinstance(error, ModelUnavailable | PluginError) or not isinstance(error, UsageError)
-        return Next(error.kind) if elsewhere else GiveUp(error.kind)
+        # A model that can't be loaded, a key that is missing, a plugin out of contract: another one may do.
+        return GiveUp(error.kind) if isinstance(error, UsageError) else Next(error.kind)
     match error:
         case ContextTooLong():
             ours, others = contexts
@@ -85,14 +88,15 @@ def after_failure(
             return GiveUp("the request itself is at fault")
         case ContentRefused():
             return Next("the content was refused") if on_refusal else GiveUp("the content was refused")
-    if not error.retryable:
+    if not error.retryable or isinstance(error, _PERSON):
         return Next(error.kind)
     if tries >= policy.max_attempts:
-        return Next(f"{error.kind}, {tries} attempts")
+        return Next(f"{error.kind}, {tries} attempt{'s' if tries > 1 else ''}")
     ceiling = min(policy.max_delay, policy.base_delay * 2 ** min(tries - 1, 32))
     delay = chance * ceiling
     reason = error.kind
-    if error.retry_after is not None:
+    # To be told to wait no time at all is no leave to ask without a pause.
+    if error.retry_after:
         delay = error.retry_after + chance * min(policy.base_delay, 0.1 * error.retry_after)
         reason = f"{error.kind}, told to wait {error.retry_after:g}s"
     if left_seconds is not None and delay >= left_seconds:
