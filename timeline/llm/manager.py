@@ -205,7 +205,9 @@ class LLMManager:
         """The first item, before the call's deadline; a model on this machine may take its time to be fetched and loaded."""
         option = chain.options[0]
         local = option.provider is not None and option.provider.is_local(option.request.model)
-        left = None if local else self._left(chain)
+        # An answer in one piece may take as long as its provider's own time limits allow, unless the caller says.
+        patient = local or (not chain.context.stream and chain.context.timeout is None)
+        left = None if patient else self._left(chain)
         try:
             async with asyncio.timeout(left):
                 return await anext(items, None)
