@@ -147,7 +147,7 @@ def show(name: str, routed: Sequence[Routed], *, halves: bool, errors: str | Non
         f" tokens {statistics.mean(item.tokens for item in routed):.0f}"
     )
     for item in routed:
-        if errors is not None and not item.right and item.query.half == errors:
+        if errors is not None and not item.right and (not halves or item.query.half == errors):
             print(
                 f"  ✗ {item.query.text!r}: {sorted(item.query.tools)}, not {list(item.decision.tools)}; {item.decision.reason}"
             )
@@ -230,8 +230,8 @@ async def measure(asked: argparse.Namespace) -> None:
                     sys.exit(f"{name} is no single model: name one as provider:model")
                 provider = providers.get(choice.provider)
                 await provider.warm_up(choice.model)
-                embedded = config.served(choice.provider)[0] == "embedded"
-                of_model = replace(asking, model=choice.model, small=embedded or asked.small, biased=embedded)
+                small = provider.is_small(choice.model)
+                of_model = replace(asking, model=choice.model, small=small or asked.small, biased=small)
                 routed = await route(queries, of_model, tools, space, provider)
                 show(name, routed, halves=halves, errors=asked.errors)
 
@@ -244,7 +244,11 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="ask also models that aren't embedded for one word")
     parser.add_argument("--signals", action="store_true", help="ask no model")
     parser.add_argument(
-        "--errors", nargs="?", const="dev", choices=["dev", "held-out"], help="show the errors of a half"
+        "--errors",
+        nargs="?",
+        const="dev",
+        choices=["dev", "held-out"],
+        help="show the errors of a half, or of another file",
     )
     parser.add_argument("--calibrate", action="store_true", help="measure how the embedded model leans")
     asyncio.run(measure(parser.parse_args()))

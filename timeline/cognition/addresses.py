@@ -17,7 +17,7 @@ _DOMAIN = re.compile(
 )
 _FETCH = Phrases(
     r"\b(?:fetch|open|visit|browse|go to|download|load|get|read|summari[sz]e|summary|check|look (?:at|up)|grab|pull|retrieve|scrape|see|crawl|access|"
-    r"what(?:'s| is) (?:on|at)|what does|tell me (?:about|what)|headlines?|contents?|show|latest|extract|according to|page|article|site)\b"
+    r"what(?:'s| is) (?:on|at)|what does|tell me (?:about|what)|headlines?|contents?|show|latest|extract|according to|page|article|site)\b|\b(?:on|at|from)\s{3}"
 )
 _NOT_FETCH = Phrases(
     r"\bhow (?:do|can|to|would|should|does)\b|\b(?:regex|regular expression|valid|parse|parsing|parts of|example of|who (?:owns|founded|made|runs)|scheme|"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from timeline.cognition.past import asks_about_the_past
 from timeline.cognition.phrases import Phrases, about_programs, about_words, clauses
 
 __all__ = ["Moment", "asks_for_date_or_time"]
@@ -110,6 +111,7 @@ _CERTAIN = (
     (
         "it asks whether it is a certain day or time",
         Phrases(
+            r"\bare we (?:still |already |now |yet )*(?:past|before|after|near|close to) (?:the )?(?:\d{1,2}(?:st|nd|rd|th)|noon|midnight|end of)|"
             r"\bare we (?:still |already |now )?in (?:\d{4}|january|february|march|april|may|june|july|august|september|october|november|december|spring|summer|autumn|winter)\b|"
             rf"\b(?:is|was|isn't|will) (?:it|today|tomorrow|yesterday|this(?: year)?|now|the current (?:year|month|day))"
             rf"(?: (?:already|still|now|yet|currently|really|a|an|the|be|almost|nearly|actually|today|in|past|before|after|going to be))* "
@@ -174,6 +176,11 @@ _POSSIBLE = (
         ),
     ),
 )
+_HISTORY = Phrases(
+    r"\b(?:what|which|when|how many|how long|how much)\b.*\b(?:did|was|were|does|takes?|lasts?|last)\b (?!it\b|we\b|today|yesterday|tomorrow|this|i\b)|"
+    r"\b(?:date|year|day|time|month) (?:of|when|that) (?!today|this|next|tomorrow)|\b(?:born|died|invented|founded|released|come out|came out)\b"
+)
+"""What a time is asked of that is in the books."""
 _NEVER = Phrases(
     r"\btime (?:complexity|complexities|signatures?|machines?|travel\w*|series|dilation|limits?|period|value of money|constant|capsule|management|lapse)\b|"
     r"\bdate (?:palms?|night|ideas?|format\w*|fruits?|types?|syrup|sugar|column|field|parsing|library|picker|cake|bars)\b|\b(?:first|blind|double|dinner|due|release|expiry|expiration|birth) dates?\b|"
@@ -194,11 +201,12 @@ def asks_for_date_or_time(text: str) -> Moment | None:
     for clause in clauses(text):
         if about_words(clause) or about_programs(clause) or _NEVER.search(clause):
             continue
-        plain = clause.replace("’", "'")
+        if asks_about_the_past(clause) is not None:
+            continue  # "What did we discuss this week?"
         for words, known in _CERTAIN:
-            if known.search(plain):
+            if known.search(clause):
                 return Moment(words, certain=True)
         for words, known in _POSSIBLE:
-            if possible is None and known.search(plain):
+            if possible is None and known.search(clause) and not _HISTORY.search(clause):
                 possible = Moment(words, certain=False)
     return possible

@@ -27,7 +27,7 @@ _PAST = Phrases(
     r"\b(?:what|which) (?:\w+ )?(?:was|were) (?:my|our|your) (?:\w+ )?(?:questions?|answers?|conversations?|topic|prompt|request|conclusion|recommendation|advice|suggestion)\b|"
     r"\b(?:what|which) (?:questions?|topics?|things?|subjects?) (?:did|have) (?:i|we)\b|\bwhat (?:did|have) we been (?:talking|discussing|chatting)\b|"
     r"\bwhat (?:have|had|were) (?:i|we) (?:been )?(?:asking|talking|discussing|chatting)\b|\b(?:did|have) (?:i|we|you) (?:ever |already |previously |just )(?:\w+ )?(?:about|with you)\b|"
-    rf"\bas (?:i|you|we) (?:\w+ )?{_ASKED_ED}\b|\bi (?:gave|sent|showed|shared with) you\b|\byou (?:gave|sent|showed|taught) me\b|"
+    rf"\bas (?:i|you|we) (?:\w+ )?{_ASKED_ED}\b|\bi(?:'ve| have)? (?:gave|given|sent|showed|shown|told|asked|shared with|mentioned to) you\b(?! so)|\byou(?:'ve| have)? (?:gave|sent|showed|taught|told|given|recommended|suggested)(?: to)? me\b|"
     r"\b(?:what|which) (?:\w+ ){0,2}(?:was|were|am|have) i (?:just |been )?(?:asking|talking|telling|saying)\b|\b(?:what|which) were we (?:just )?\w+ing\b|"
     rf"\b(?:last time|when) we (?:spoke|talked|chatted|met)\b|\b(?:what|which) (?:\w+ ){{0,3}}did i (?:say|tell|mention|claim|call|ask)\b|\b(?:did|has) (?:the topic of |the subject of )?[\w ]+ (?:ever )?c[oa]me up\b"
 )
@@ -69,6 +69,9 @@ def asks_about_the_past(text: str) -> str | None:
     return None
 
 
+_ASKS = Phrases(
+    r"\?|\b(?:what|which|when|where|who|how|remind|remember|recall|tell me|did|have|do you|find|search|look)\b"
+)
 _MAYBE = Phrases(
     r"\b(?:i|we|you|our|my|me)\b.*\b(?:earlier|before|previous(?:ly)?|last time|yesterday|last week|already|ago|history|recall|remember|"
     r"again|so far|conversations?|chats?|discussion|remind)\b|\b(?:remind|remember|recall|last time|earlier|previous(?:ly)?|history)\b.*\b(?:i|we|you|our|my|me)\b"
@@ -82,7 +85,7 @@ def may_ask_about_the_past(text: str) -> str | None:
         text: The user's words.
     """
     for clause in clauses(text):
-        if _MAYBE.search(clause) and not _NOT_PAST.search(clause) and not about_words(clause):
+        if _ASKS.search(clause) and _MAYBE.search(clause) and not _NOT_PAST.search(clause) and not about_words(clause):
             return _search_words(clause)
     return None
 

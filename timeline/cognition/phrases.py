@@ -46,6 +46,28 @@ _BREAK = re.compile(
 )
 
 
+_MEANT = {
+    "whats": "what's",
+    "wats": "what's",
+    "wat": "what",
+    "wut": "what",
+    "hows": "how's",
+    "wheres": "where's",
+    "todays": "today's",
+    "tomorrows": "tomorrow's",
+    "u": "you",
+    "ur": "your",
+    "rn": "right now",
+    "plz": "please",
+    "pls": "please",
+    "cud": "could",
+    "didnt": "didn't",
+    "dont": "don't",
+}
+_SLOPPY = re.compile(rf"(?<![\w./'-])(?:{'|'.join(_MEANT)})(?![\w./'-])", re.IGNORECASE)
+"""As people write in a hurry."""
+
+
 def clauses(text: str) -> tuple[str, ...]:
     """The things a text says or asks, one by one.
 
@@ -54,6 +76,7 @@ def clauses(text: str) -> tuple[str, ...]:
     """
     if len(text) > LONGEST_TEXT:
         text = f"{text[: LONGEST_TEXT // 2]}\n{text[-LONGEST_TEXT // 2 :]}"
+    text = _SLOPPY.sub(lambda found: _MEANT[found[0].lower()], text.replace("’", "'"))
     return tuple(clause for part in _BREAK.split(text) if (clause := part.strip()))
 
 

@@ -62,14 +62,14 @@ _RESULT_WORDS = (
     " exact help with my homework let's lets come comes make makes simplify check by using calculator use it will be 's"
     " when this that following expression like say just now total in as decimal decimals fraction percent percentage rounded"
     " round nearest whole place places number two thanks thank add up if hmm well er um uh right correct really again"
-    " dollars dollar euros euro bucks cents pounds usd eur = ? ! , . : ; - ' \" ` ( ) % $ € £ …"
+    " yo hiya dear btw umm ah oh sup hm hmmm anyway real fast for me u dollars dollar euros euro bucks cents pounds usd eur = ? ! , . : ; - ' \" ` ( ) % $ € £ …"
 )
 _AROUND = frozenset(_RESULT_WORDS.split())
 """Words that may stand around a sum that is asked for; any other makes it a name or a quotation: `24/7 support`."""
 
 _ARTICLE = Phrases(r"\b(?:an?|the)\s*$")
 _WISH = Phrases(
-    r"^\W*(?:(?:hey|hi|hello|ok(?:ay)?|so|and|also|then|please|pls|now|well|quick(?:ly)?|question|math|maths)\W+)*"
+    r"^\W*(?:(?:hey|hi|hello|yo|hiya|there|btw|umm?|ok(?:ay)?|so|and|also|then|please|pls|now|well|quick(?:ly)?|question|math|maths)\W+)*"
     r"(?:what(?:'?s| is| are| does| do| would| will| was|\b)|how (?:much|many)|calc(?:ulate)?|compute|evaluate|solve|work out|"
     r"figure out|find|tell me|give me|(?:can|could|would) you|i (?:need|want)|i'd like|add|sum|multiply|divide|split|share|subtract|"
     r"increase|decrease|reduce|raise|lower|take|is|are|does|do|use|if|let'?s|do the|help me|determine|get)\b"
@@ -85,6 +85,17 @@ _SPAN_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 
 _CONVERSION = Phrases(
     r"\bhow many (?P<into>seconds|minutes|hours|days)\b(?: are)?(?: there)? (?:in|is|are|make) (?P<count>\d+(?:\.\d+)?) "
     r"(?P<of>seconds?|minutes?|hours?|days?|weeks?)\b"
+)
+_UNIT = (
+    r"(?:kilos?|kilograms?|kgs?|pounds?|lbs?|grams?|ounces?|oz|stones?|tons?|tonnes?|miles?|km|kms|kilomet(?:er|re)s?|met(?:er|re)s?|"
+    r"feet|foot|ft|inch(?:es)?|yards?|cm|centimet(?:er|re)s?|mm|millimet(?:er|re)s?|lit(?:er|re)s?|gallons?|pints?|cups?|tablespoons?|"
+    r"teaspoons?|celsius|fahrenheit|kelvin|degrees?|mph|kph|km/h|acres?|hectares?|bytes|[kmgt]b|[kmg]i?bytes|seconds|minutes|hours|"
+    r"days|weeks|dollars|euros|cents)"
+)
+_UNITS = Phrases(
+    rf"\bhow (?:many|much|far|heavy|tall|long|hot|cold) {_UNIT}? ?(?:is|are|do|does|in|make|to|would)\b.*\d.*\b{_UNIT}\b|"
+    rf"\d ?{_UNIT}\b.*\b(?:in|to|into|as) {_UNIT}\b|"
+    rf"\d ?{_UNIT}\b.*\bhow (?:many|much) {_UNIT}\b|\bwhat(?:'s| is| would be)(?: that| it| this) (?:per|a|in|for|each|every|times|plus|minus|after)\b"
 )
 _AMOUNT = Phrases(
     r"\bhow (?:much|many|far|long|old|tall|fast)\b|\bwhat(?:'s| is| was| will be| would be)? ?(?:the |my |his |her |their )(?:\w+ ){0,2}"
@@ -157,6 +168,8 @@ def _calculator(text: str, _folder: Path | None) -> Signal | None:
     if about_words(text) or about_programs(text):
         return possible
     count = len(numbers_in(text))
+    if count and _UNITS.search(text):
+        return Signal("calculator", "an amount in other units is asked for", certain=True)
     if count > 1 and _AMOUNT.search(text) and _STORY.search(text):
         return Signal("calculator", "numbers, and an amount that follows from them is asked for", certain=True)
     if count > 1 and possible is None:
