@@ -193,7 +193,7 @@ def test_signals_are_prior_odds_on_top_of_what_calibration_takes_out() -> None:
     without, with_signal = odds(small("Hm?")), odds(small("Hm?", MAYBE))
 
     assert {*WORDS.values(), NONE} - {"web"} == without.keys()
-    assert with_signal["folder"] > without["folder"] + 4
+    assert with_signal["folder"] > without["folder"] + 3
     assert with_signal["math"] == without["math"]
     assert pytest.approx(-CALIBRATION["smollm2"][NONE]) == without[NONE]
     assert len(request(small("Hm?")).messages) > 20

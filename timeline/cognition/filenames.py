@@ -204,7 +204,7 @@ def content_wanted(text: str, folder: Path | None = None) -> Wish | None:
 
 _FILES = (
     r"(?:[\w.*]+ )?(?:files?|folders?|director(?:y|ies)|sub-?(?:folders?|directories)|documents?|scripts?|modules|pdfs?|images|"
-    r"markdowns?|csvs?|things|stuff)"
+    r"markdowns?|csvs?|things|stuff|items|entries)"
 )
 _HERE = (
     r"(?:here|(?:in|inside|within|under|of|from|at|into) (?:(?:the|this|my|our|your) )?(?:[\w./~-]+ )?(?:folders?|"
@@ -216,7 +216,7 @@ _NAMES_LISTING = Phrases(
     rf"\b(?:what|which|any)(?:'s| is| are)?(?: (?:the|all|other|kind of|sort of|types? of|names of the|my))?(?: \w+)? ?"
     rf"\b(?:files?|folders?|director(?:y|ies)|documents?|scripts?|subfolders?)\b(?: \w+){{0,4}}? "
     rf"(?:are|is|do|does|exist|there|{_HERE}|can|live|have|we)\b|"
-    rf"\bhow many (?:\S+ )?{_FILES}\b|\b(?:what(?:'s| is| are| do we have| do i have| all is)|show|list|see|display|tell me what(?:'s| is))"
+    rf"\bhow many (?:\S+ )?{_FILES}\b|\b(?:what(?:'s| is| are| do we have| do i have| have (?:i|we) got| can (?:i|you|we) (?:see|find)| all is| else is)|show|list|see|display|tell me what(?:'s| is))"
     rf"(?: (?:me|everything|all|the|contents?|of|things?|stuff|what(?:'s| is)|inside|that(?:'s| is)|there|stored|lying|located))* {_HERE}(?!\w)|"
     rf"\b(?:is|are) there (?:an?|any|some)(?: \S+)? ?{_FILES}\b|\bdo (?:i|we) have (?:an?|any|some)(?: \S+)? ?(?:files?|folders?|readme)\b|"
     rf"\b(?:is|are) there (?:an?|any|some) [\w. *-]+ {_HERE}(?![\w.])|\bdo (?:i|we) have (?:an?|any|some) [\w. *-]+ {_HERE}(?!\w)|"

@@ -166,18 +166,13 @@ _POSSIBLE = (
     (
         "it speaks of days, hours or dates",
         Phrases(
-            r"\b(?:dates?|weekdays?|calendar|o'?clock|clock|deadline|timezone|time zone|birthday|leap year|(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b|\b(?:what|which|when|how many|how long|is it|tell me|know)\b.*\b(?:time|days?|weeks?|months?|years?|hours?|minutes?)\b|^\W*when(?:'s| is| are| will| does| do)\b"
-        ),
-    ),
-    (
-        "it speaks of the present day",
-        Phrases(
-            r"\b(?:what|which|when|is|are|who|how|did|does)\b.*\b(?:today|tonight|tomorrow|yesterday|this (?:week|month|year|weekend|morning|evening)|right now|currently)\b"
+            r"\b(?:dates?|weekdays?|o'?clock|deadline|timezone|time zone|(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b|\b(?:what|which|when|how many|how long|is it|tell me|know)\b.*\b(?:time|days?|weeks?|months?|years?|hours?|minutes?)\b|^\W*when(?:'s| is| are| will| does| do)\b"
         ),
     ),
 )
 _HISTORY = Phrases(
     r"\b(?:what|which|when|how many|how long|how much)\b.*\b(?:did|was|were|does|takes?|lasts?|last)\b (?!it\b|we\b|today|yesterday|tomorrow|this|i\b)|"
+    rf"\bhow (?:many|much) {_SPAN} of (?!{_MONTH}|the|this)|"
     r"\b(?:date|year|day|time|month) (?:of|when|that) (?!today|this|next|tomorrow)|\b(?:born|died|invented|founded|released|come out|came out)\b"
 )
 """What a time is asked of that is in the books."""

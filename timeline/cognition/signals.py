@@ -109,7 +109,7 @@ _STORY = Phrases(
 _RECKONING = Phrases(
     r"\b(?:calc\w*|comput\w+|decimal|fraction|percent(?:age)?|root|log\w*|factorial|squared?|cubed?|power|sum|product|average|mean|total|"
     r"minus|plus|times|divided?|divisible|multipl\w+|area|perimeter|circumference|volume|radius|convert|half|double|triple|tip|discount|interest|"
-    r"each|per|altogether|bigger|larger|greater|smaller|prime|remainder|modulo|equation|celsius|fahrenheit|miles|kilomet\w+|pounds|kilos?)\b|[-+*/^=%√]"
+    r"each|per|altogether|bigger|larger|greater|smaller|prime|remainder|modulo|equation|celsius|fahrenheit|miles|kilomet\w+|pounds|kilos?)\b|\d\s*[-+*/^=×÷]\s*[\d.(]|[%√]"
 )
 
 
@@ -147,9 +147,10 @@ def _asked_for(clause: str, expression: Expression) -> bool | None:
     ]
     if all(word.replace("’", "'") in _AROUND or word.isdigit() for word in words):
         return True
+    asked = after.strip(" =") == "?"
     if not expression.plain or _REASONS.search(around) or about_words(around) or about_programs(around):
         return None
-    return bool(_WISH.search(clause))
+    return asked or bool(_WISH.search(clause))
 
 
 def _calculator(text: str, _folder: Path | None) -> Signal | None:
@@ -172,8 +173,8 @@ def _calculator(text: str, _folder: Path | None) -> Signal | None:
         return Signal("calculator", "an amount in other units is asked for", certain=True)
     if count > 1 and _AMOUNT.search(text) and _STORY.search(text):
         return Signal("calculator", "numbers, and an amount that follows from them is asked for", certain=True)
-    if count > 1 and possible is None:
-        return Signal("calculator", "two numbers")
+    if count > 1 and possible is None and _AMOUNT.search(text):
+        return Signal("calculator", "numbers, and an amount is asked for")
     return possible
 
 
