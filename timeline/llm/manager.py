@@ -13,7 +13,15 @@ from typing import Any
 import msgspec
 
 from timeline.config import Settings
-from timeline.errors import ContextTooLong, ProviderTimeout, StoreError, TimelineError
+from timeline.errors import (
+    AuthenticationFailed,
+    ContextTooLong,
+    ModelNotFound,
+    PermissionDenied,
+    ProviderTimeout,
+    StoreError,
+    TimelineError,
+)
 from timeline.events import (
     CallCacheHit,
     CallFailed,
@@ -44,6 +52,8 @@ ALIVE_SECONDS = 1.0
 """How often it is asked whether that somebody still lives."""
 
 
+MISTAKES = (AuthenticationFailed, PermissionDenied, ModelNotFound)
+"""What the user has to know and put right; another model of the route may answer, one that only stands in may not."""
 ANSWERED: Again | Next | GiveUp = GiveUp("it is answered")
 
 
@@ -245,6 +255,8 @@ class LLMManager:
         if isinstance(exc, ContextTooLong):
             ours = option.candidate.context
             others = [other for other in others if not (ours and (other.candidate.context or ours + 1) <= ours)]
+        if isinstance(exc, MISTAKES):
+            others = [other for other in others if not other.candidate.fallback]
         if isinstance(step, GiveUp) or not others:
             return GiveUp(step.reason)
         chain.options = others
