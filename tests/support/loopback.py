@@ -17,6 +17,7 @@ import json
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -51,7 +52,7 @@ class Request:
 class Reply:
     """One response.
 
-    `body` holds bytes (one HTTP chunk each), numbers (seconds to wait), RESET or CLOSE. `framing` is
+    `body` holds bytes (one HTTP chunk each), numbers (seconds to wait), events to wait for, RESET or CLOSE. `framing` is
     `chunked`, `length` (one Content-Length) or `eof` (the end of the connection ends the body).
     `before` are seconds before the status line; with `status=0` the connection ends without one.
     """
@@ -187,6 +188,8 @@ async def _answer(reply: Reply, request: Request, writer: asyncio.StreamWriter) 
             request.sent += 1
         elif isinstance(piece, int | float):
             await asyncio.sleep(piece)
+        elif isinstance(piece, threading.Event):
+            await asyncio.to_thread(piece.wait)
     if reply.status and reply.framing == "chunked":
         writer.write(b"0\r\n\r\n")
     await writer.drain()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import importlib
 import json
 import os
 import select
@@ -21,14 +22,24 @@ from pathlib import Path
 
 
 def _preload() -> None:
+    import aiosqlite  # noqa: F401
+    import filelock  # noqa: F401
     import httpcore  # noqa: F401
     import httpx  # noqa: F401
     import rich.markdown
     import rich.table  # noqa: F401
     import sqlalchemy.dialects.sqlite.aiosqlite  # noqa: F401
+    import yaml  # noqa: F401
     from timeline_cli import app, ask, batch, blocks, compare, live, playing, replay, report, sessions, shapes, store  # noqa: F401
 
+    commands = "budget config keys models opening plugins progress providers route search tools"
+    # typer reads command lines with the help of pydantic, which it imports only then.
+    for name in (*(f"timeline_cli.{each}" for each in commands.split()), "anyio._backends._asyncio", "typer._adapters"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
     import timeline.cognition.provider_batch
+    import timeline.cognition.schema
     import timeline.providers.openai
     import timeline.runtime  # noqa: F401
 

@@ -47,6 +47,7 @@ TOKENS_PER_IMAGE = 1600
 (https://docs.claude.com/en/docs/build-with-claude/vision); about OpenAI's most, too."""
 NANO = 1_000_000_000
 FEW_HOURS = 48
+SESSION_CHARACTERS = 13
 
 
 # ------------------------------------------------------------------ what a request may cost
@@ -229,7 +230,9 @@ def _exceeded(state: BudgetState, requested: int | None) -> BudgetExceeded:
 def _sentence(state: BudgetState, requested: int | None, now: int, tz: tzinfo | None) -> str:
     """What is spent and reserved, what this would cost, the limit, when the window ends, and what to do."""
     unit = state.unit
-    name = MAX_COST if state.name == MAX_COST else f'the budget "{state.name}" ({state.window})'
+    # Of a session's id, as much as tells it from others.
+    window = state.window[:SESSION_CHARACTERS]
+    name = MAX_COST if state.name == MAX_COST else f'the budget "{state.name}" ({window})'
     stands = f"{name} of {_amount(state.limit, unit)} has {_amount(state.spent, unit)} spent"
     if state.reserved:
         stands += f" and {_amount(state.reserved, unit)} reserved by requests under way"
