@@ -12,6 +12,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from timeline.projections.blocks import Turn
+from timeline.projections.drawn import UNDER
 
 from . import output
 from .signs import ASCII, UNICODE, Signs, signs, to_ascii
@@ -97,6 +98,9 @@ async def play_turn(
                 sys.stdout.write(output.harmless(fragment.text, console))
                 sys.stdout.flush()
                 last = fragment.text or last
+        if turn.appended:
+            last = output.harmless(UNDER + turn.appended, console)
+            sys.stdout.write(last)
         if last and not last.endswith("\n"):
             sys.stdout.write("\n")
     _draw_end(console, turn)
@@ -135,7 +139,7 @@ def draw_reply(
     """
     for line in work_lines(turn, bodies, beside, cognition=cognition):
         beside.print(line, soft_wrap=True)
-    answer = text if text is not None else turn.answer.text if turn.answer is not None else ""
+    answer = turn.answer_text if text is None else text
     if answer and out.is_terminal:
         out.print(Answer(answer, out))
     elif answer:

@@ -151,7 +151,7 @@ class Together(_View):
             return
         self._ended = True
         text = self._text(turn)
-        told = turn.answer.text if turn.answer is not None else ""
+        told = turn.answer_text
         draw_reply(
             self._beside,
             self._out,
@@ -166,7 +166,7 @@ class Together(_View):
 
     def _text(self, turn: Turn) -> str:
         if self._recorded:
-            return turn.answer.text if turn.answer is not None else ""
+            return turn.answer_text
         return "".join(self._pieces)
 
     def _frame(self) -> Iterable[Sequence[Segment]]:

@@ -134,7 +134,7 @@ def turn_object(session_id: str, turn: Turn, bodies: Mapping[str, str | bytes]) 
     value = {
         "session_id": session_id,
         "turn_id": turn.turn_id,
-        "answer": answer.text if answer else "",
+        "answer": turn.answer_text,
         "provider": answer.provider if answer else None,
         "model": answer.model if answer else None,
         "why": answer.why if answer else None,

@@ -10,7 +10,8 @@ import tempfile
 from typing import Any
 
 import pytest
-from support.command import Home
+from support.answers import FOREVER, answer, delta, event, refused, stream, usage
+from support.command import Backend, Home
 from support.stores import opened
 from support.terminal import ESCAPE, Terminal
 from support.watched import STORIES
@@ -190,3 +191,69 @@ def test_half_on_a_terminal_the_tree_is_drawn_once_at_the_end(home: Home, argv: 
     last = ESCAPE.sub(b"", drawn_for_good(seen)).decode().replace("\r", "")
     assert (0, ANSWER) == (code, out)
     assert re.fullmatch(r"\s*⚙ Cognition  1\.9s .*\n  ├ route .*\n(.*\n)+session 0193b3f0-0000\n", last)
+
+
+# ------------------------------------------------------------------ of a real command
+
+
+ROUTED = answer('{"intent": "arithmetic", "tools": ["calculator"], "complexity": "low"}')
+CALLED = stream(
+    delta(
+        tool_calls=[{"index": 0, "id": "c1", "function": {"name": "calculator", "arguments": '{"expression": "12*7"}'}}]
+    ),
+    delta(finish="tool_calls"),
+    usage(9, 3),
+    event("[DONE]"),
+)
+
+
+def asked(home: Home, columns: int, *, stop_after: str | None = None) -> tuple[list[str], bytes, int]:
+    """What `ask` leaves on a terminal: its lines, the bytes drawn for good, and the exit code."""
+    with Terminal(home, "ask", "--pipeline", "What is 12*7?", columns=columns) as terminal:
+        if stop_after:
+            terminal.wait_for(stop_after)
+            terminal.type("\x03")
+        code = terminal.wait()
+        assert not terminal.cursor_hidden
+        return [line for line in terminal.lines if line], drawn_for_good(terminal.raw), code
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+@pytest.mark.parametrize(
+    ("replies", "stop_after", "exit_code", "shown"),
+    [
+        ((ROUTED, CALLED, answer("Done."), answer("It is ", "84.", pause=0.1)), None, 0, "It is 84."),
+        ((ROUTED, CALLED, answer("Done."), answer("It is ", "a lot.")), None, 0, "→"),
+        (
+            (ROUTED, CALLED, answer("Done."), stream("It is ", "84", FOREVER)),
+            "It is 84",
+            130,
+            "interrupted with Ctrl-C",
+        ),
+        ((ROUTED, stream(FOREVER)), "└ tool", 130, "interrupted with Ctrl-C"),
+        ((ROUTED, CALLED, answer("Done."), refused(400, "no such thing")), None, 1, "no such thing"),
+    ],
+    ids=["answered", "a fact is missing", "interrupted in the answer", "interrupted in a tool step", "refused"],
+)
+def test_what_ask_leaves_on_a_terminal_replay_draws_again(
+    *,
+    home: Home,
+    backend: Backend,
+    columns: int,
+    replies: tuple[Any, ...],
+    stop_after: str | None,
+    exit_code: int,
+    shown: str,
+) -> None:
+    backend.says(*replies)
+
+    lines, live, code = asked(home, columns, stop_after=stop_after)
+    with Terminal(home, "replay", "last", columns=columns) as terminal:
+        assert 0 == terminal.wait()
+        _, _, replayed = terminal.raw.partition(b"\r\n")
+        again = [line for line in terminal.lines if line]
+
+    said, _, hint = live[:-2].rpartition(b"\r\n")
+    assert (exit_code, True) == (code, any(shown in line for line in lines))
+    assert (replayed, b"session 01") == (said + b"\r\n", ESCAPE.sub(b"", hint)[:10])
+    assert again[1:] == lines[:-1]
