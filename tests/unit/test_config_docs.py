@@ -10,10 +10,19 @@ import pytest
 
 from timeline import config
 
-PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "configuration.md"
+COSTS = DOCS / "costs.md"
+EXAMPLES = [
+    example
+    for page in (PAGE, COSTS)
+    for example in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+]
 
 
-@pytest.mark.parametrize("example", re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+@pytest.mark.parametrize(
+    "example", [*EXAMPLES, *(f"budgets: [{row}]" for row in re.findall(r"`(\{name: .*\})`", COSTS.read_text()))]
+)
 def test_example_on_the_page_loads(tmp_path: Path, example: str) -> None:
     listed = "" if "llm_providers" in example else "llm_providers: {work: {kind: openai}}\n"
     (tmp_path / "config.yaml").write_text(f"{listed}{example}")
