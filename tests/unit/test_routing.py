@@ -297,8 +297,9 @@ async def test_the_local_model_routes_texts_to_their_tools(models_dir: Path, tmp
         "Who wrote Hamlet?": (),
         "Write a haiku about spring": (),
         "explain 24/7 support": (),
-        # Nothing but the model speaks for this one.
-        "tell me when it's noon": ("clock",),
+        # Here the text leaves a doubt, and the model decides.
+        "which month comes after the current one?": ("clock",),
+        "can you remember things?": (),
     }
     provider = EmbeddedProvider(models_dir=models_dir)
     found = {}

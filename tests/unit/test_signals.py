@@ -103,6 +103,9 @@ def test_what_only_looks_like_a_sum_is_none(text: str) -> None:
         "tell me the current time please",
         "how many days until Christmas?",
         "is it Friday yet?",
+        "wat time is it rn",
+        "are we already past the 20th?",
+        "I need the current year for a form",
         "what year is it",
         "how old am I if I was born in 1990",
         "what day of the week will it be in 10 days?",
@@ -123,12 +126,31 @@ def test_a_wish_for_the_date_or_the_time_is_found(text: str) -> None:
         "how do I get the current time in Python?",
         "how are you today?",
         "what is the best time to visit Japan?",
+        "what year did Titanic come out?",
+        "what films came out this year?",
+        "what should I cook tonight?",
+        "What was the date of the moon landing?",
     ],
 )
 def test_what_only_sounds_like_a_date_is_none(text: str) -> None:
     found = asks_for_date_or_time(text)
 
     assert found is None or not found.certain
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I weigh 180 pounds, how many kilos is that?",
+        "My bill came to $47.20. What's a 15 percent tip?",
+        "Sarah runs 5 km every day. How many km does she run in 30 days?",
+        "calculate the area of a circle with radius 5",
+    ],
+)
+def test_reckoning_in_words_is_for_the_calculator_and_leaves_the_expression_to_the_model(text: str) -> None:
+    [signal] = signals(text)
+
+    assert ("calculator", None, True) == (signal.tool, signal.arguments, signal.certain)
 
 
 def test_two_wishes_in_one_text_are_both_found(folder: Path) -> None:
@@ -204,6 +226,9 @@ def test_what_only_sounds_like_a_listing_is_none(text: str) -> None:
         ("earlier you said something about cats", "cats"),
         ("remind me what we said about docker compose", "docker compose"),
         ("what was my first question?", ""),
+        ("which of my questions were about Java?", "Java"),
+        ("A while back I told you my shoe size.", "shoe size"),
+        ("what did we discuss this week?", ""),
     ],
 )
 def test_a_question_about_the_past_gives_the_words_to_look_for(text: str, words: str) -> None:
@@ -211,7 +236,13 @@ def test_a_question_about_the_past_gives_the_words_to_look_for(text: str, words:
 
 
 @pytest.mark.parametrize(
-    "text", ["what did Einstein say about god?", "what did I do wrong here: x = 1", "did we land on the moon?"]
+    "text",
+    [
+        "remember that my name is Ada",
+        "what did Einstein say about god?",
+        "what did I do wrong here: x = 1",
+        "did we land on the moon?",
+    ],
 )
 def test_another_past_is_none(text: str) -> None:
     assert None is asks_about_the_past(text)

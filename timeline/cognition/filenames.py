@@ -217,7 +217,7 @@ _NAMES_LISTING = Phrases(
     rf"\b(?:files?|folders?|director(?:y|ies)|documents?|scripts?|subfolders?)\b(?: \w+){{0,4}}? "
     rf"(?:are|is|do|does|exist|there|{_HERE}|can|live|have|we)\b|"
     rf"\bhow many (?:\S+ )?{_FILES}\b|\b(?:what(?:'s| is| are| do we have| do i have| have (?:i|we) got| can (?:i|you|we) (?:see|find)| all is| else is)|show|list|see|display|tell me what(?:'s| is))"
-    rf"(?: (?:me|everything|all|the|contents?|of|things?|stuff|what(?:'s| is)|inside|that(?:'s| is)|there|stored|lying|located))* {_HERE}(?!\w)|"
+    rf"(?: (?:me|everything|whatever|all|the|contents?|of|things?|stuff|what(?:'s| is)|inside|that(?:'s| is)|there|stored|lying|located))* {_HERE}(?!\w)|"
     rf"\b(?:is|are) there (?:an?|any|some)(?: \S+)? ?{_FILES}\b|\bdo (?:i|we) have (?:an?|any|some)(?: \S+)? ?(?:files?|folders?|readme)\b|"
     rf"\b(?:is|are) there (?:an?|any|some) [\w. *-]+ {_HERE}(?![\w.])|\bdo (?:i|we) have (?:an?|any|some) [\w. *-]+ {_HERE}(?!\w)|"
     r"\bfind (?:all|every|any|me all)?(?: \w+)* ?(?:\*?\.[a-z]{1,5}\b|[a-z]+ files\b)|\b(?:files|folders|contents?|everything|stuff) (?:in|inside|under|of) (?:here|the (?:current )?(?:folder|directory)|this)\b|"

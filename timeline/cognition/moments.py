@@ -47,7 +47,7 @@ _TARGET = (
 _PLACE = r"(?:(?:the )?(?:[A-Z][\w.-]+|new york|london|tokyo|paris|berlin|sydney|india|japan|china|utc|gmt|est|pst|cet)(?:[ ,]+\w+)?)"
 _END = (
     rf"(?:\W*$|\W+(?:is it|it is|right now|now|today|tonight|tomorrow|yesterday|currently|at the moment|at present|please|"
-    rf"pls|here|there|again|exactly|and|or|for (?:me|us)|this|on your|by you|according|anyway|thanks|thank you|"
+    rf"pls|here|there|again|exactly|and|or|for (?:me|us|an?|my|the|this|our)|this|on your|by you|according|anyway|thanks|thank you|"
     rf"where|as of|of the|of today|in (?:{_PLACE}|my|your|this|iso|words|24|utc))\b)"
 )
 _THING = (
@@ -67,7 +67,9 @@ _CERTAIN = (
     ),
     (
         "it asks for the current date or time",
-        Phrases(rf"\b{_NOW} (?:{_NOW} )?(?:utc |gmt |local )?{_THING}{_END}"),
+        Phrases(
+            rf"\b(?:current|present|exact|local|precise|today'?s|system) (?:{_NOW} )?(?:utc |gmt |local )?{_THING}{_END}"
+        ),
     ),
     (
         "it asks what day or time it is",

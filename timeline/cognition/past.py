@@ -27,7 +27,7 @@ _PAST = Phrases(
     r"\b(?:what|which) (?:\w+ )?(?:was|were) (?:my|our|your) (?:\w+ )?(?:questions?|answers?|conversations?|topic|prompt|request|conclusion|recommendation|advice|suggestion)\b|"
     r"\b(?:what|which) (?:questions?|topics?|things?|subjects?) (?:did|have) (?:i|we)\b|\bwhat (?:did|have) we been (?:talking|discussing|chatting)\b|"
     r"\bwhat (?:have|had|were) (?:i|we) (?:been )?(?:asking|talking|discussing|chatting)\b|\b(?:did|have) (?:i|we|you) (?:ever |already |previously |just )(?:\w+ )?(?:about|with you)\b|"
-    rf"\bas (?:i|you|we) (?:\w+ )?{_ASKED_ED}\b|\bi(?:'ve| have)? (?:gave|given|sent|showed|shown|told|asked|shared with|mentioned to) you\b(?! so)|\byou(?:'ve| have)? (?:gave|sent|showed|taught|told|given|recommended|suggested)(?: to)? me\b|"
+    rf"\b(?:of|all|among|through) (?:my|our) (?:\w+ )?(?:questions|prompts|messages|conversations|chats)\b|\bas (?:i|you|we) (?:\w+ )?{_ASKED_ED}\b|\bi(?:'ve| have)? (?:gave|given|sent|showed|shown|told|asked|shared with|mentioned to) you\b(?! so)|\byou(?:'ve| have)? (?:gave|sent|showed|taught|told|given|recommended|suggested)(?: to)? me\b|"
     r"\b(?:what|which) (?:\w+ ){0,2}(?:was|were|am|have) i (?:just |been )?(?:asking|talking|telling|saying)\b|\b(?:what|which) were we (?:just )?\w+ing\b|"
     rf"\b(?:last time|when) we (?:spoke|talked|chatted|met)\b|\b(?:what|which) (?:\w+ ){{0,3}}did i (?:say|tell|mention|claim|call|ask)\b|\b(?:did|has) (?:the topic of |the subject of )?[\w ]+ (?:ever )?c[oa]me up\b"
 )
@@ -90,7 +90,11 @@ def may_ask_about_the_past(text: str) -> str | None:
     return None
 
 
+_WHEN = Phrases(r"\b(?:a while|some time|a long time) (?:back|ago)\b|\bthe other day\b|\bback then\b")
+
+
 def _search_words(clause: str) -> str:
+    clause = _WHEN.without(clause)
     subject = _SUBJECT.search(clause)
     for matter in (subject["words"] if subject else "", clause):
         words = re.findall(r"[^\W_][\w+#.'-]*", matter)

@@ -68,6 +68,7 @@ _AROUND = frozenset(_RESULT_WORDS.split())
 """Words that may stand around a sum that is asked for; any other makes it a name or a quotation: `24/7 support`."""
 
 _ARTICLE = Phrases(r"\b(?:an?|the)\s*$")
+_ARTICLE_OF_NUMBER = Phrases(r"\ban? (?=[$€£]?\d)")
 _WISH = Phrases(
     r"^\W*(?:(?:hey|hi|hello|yo|hiya|there|btw|umm?|ok(?:ay)?|so|and|also|then|please|pls|now|well|quick(?:ly)?|question|math|maths)\W+)*"
     r"(?:what(?:'?s| is| are| does| do| would| will| was|\b)|how (?:much|many)|calc(?:ulate)?|compute|evaluate|solve|work out|"
@@ -98,7 +99,7 @@ _UNITS = Phrases(
     rf"\d ?{_UNIT}\b.*\bhow (?:many|much) {_UNIT}\b|\bwhat(?:'s| is| would be)(?: that| it| this) (?:per|a|in|for|each|every|times|plus|minus|after)\b"
 )
 _AMOUNT = Phrases(
-    r"\bhow (?:much|many|far|long|old|tall|fast)\b|\bwhat(?:'s| is| was| will be| would be)? ?(?:the |my |his |her |their )(?:\w+ ){0,2}"
+    r"\bhow (?:much|many|far|long|old|tall|fast)\b|\bwhat(?:'s| is| was| will be| would be)? ?(?:the |my |his |her |their |an? )?(?:\w+ ){0,2}"
     r"(?:total|cost|price|sum|average|area|perimeter|volume|circumference|speed|distance|interest|profit|change|discount|amount|result|bill|tip)\b"
 )
 _STORY = Phrases(
@@ -157,6 +158,8 @@ def _calculator(text: str, _folder: Path | None) -> Signal | None:
     if sums := _sums(text):
         expression, certain = sums[0]
         return Signal("calculator", f"an arithmetic expression: {expression}", {"expression": expression}, certain)
+    # "What's a 15 percent tip" asks for one, "what's a tip" what the word means.
+    text = _ARTICLE_OF_NUMBER.without(text)
     possible: Signal | None = None
     for clause in clauses(text):
         if about_words(clause) or about_programs(clause) or _REASONS.search(clause):
