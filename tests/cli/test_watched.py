@@ -223,6 +223,7 @@ def asked(home: Home, columns: int, *, stop_after: str | None = None) -> tuple[l
         (100, (ROUTED, CALLED, answer("Done."), answer("It is ", "84.", pause=0.1)), None, 0, "It is 84."),
         (60, (ROUTED, CALLED, answer("Done."), answer("It is ", "a lot.")), None, 0, "→"),
         (
+            100,
             (ROUTED, CALLED, answer("Done."), stream("It is ", "84", FOREVER)),
             "It is 84",
             130,
