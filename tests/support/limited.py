@@ -5,10 +5,14 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from support import loopback
+from support.answers import answer, refused
 from support.folds import Folds
+from support.loopback import Request
 from support.stores import NOON, OWNER
 from timeline import events as e
 from timeline.llm.limiter import Free, Needed, decide
@@ -194,3 +198,14 @@ class World(Folds):
         delay = round((wait if wait is not None else 0.5 * 2 ** (attempt - 1) * self._random.random()) * SECOND)
         self.record(e.CallRetryScheduled(attempt, delay, "busy"), call=call)
         self.later(delay + self._jitter(10_000), lambda: self._admit(call, attempt + 1, tokens, done))
+
+
+def served(server: Limiter) -> Callable[[Request], loopback.Reply]:
+    """The same server for `support.loopback`, in real time."""
+
+    def reply(_: Request) -> loopback.Reply:
+        said = server.ask(time.time_ns() // 1000)
+        made = answer("Because", " it is.") if said.taken else refused(429, "slow down", "rate_limit_exceeded")
+        return replace(made, headers={**made.headers, **said.headers}, before=0.02)
+
+    return reply

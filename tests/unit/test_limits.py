@@ -141,10 +141,16 @@ def test_a_limit_without_its_reset_is_forgotten_after_a_minute(log: Log) -> None
 
 
 def test_the_window_is_the_longest_span_from_a_report_to_its_reset(log: Log) -> None:
-    for left, seconds in ((9, 20), (8, 50), (7, 5)):
+    for left, seconds in ((9, 20), (8, 46), (7, 5)):
         log.ask(f"call {left}", log.requests(left, seconds))
 
-    assert 49 * SECOND == log.told().window_us
+    assert 45 * SECOND == log.told().window_us
+
+
+def test_a_window_that_was_nearly_seen_to_its_end_is_a_round_one(log: Log) -> None:
+    log.ask("a", log.requests(9, 53))
+
+    assert MINUTE == log.told().window_us
 
 
 def test_a_limit_that_refills_steadily_is_recognised(log: Log) -> None:
@@ -221,6 +227,32 @@ def test_a_refusal_without_headers_tells_by_what_was_taken_how_much_may_go(log: 
 
     assert refused is not None
     assert (4, 2 * SECOND) == (refused.limit, refused.window_us)
+
+
+def test_a_refusal_of_what_the_last_one_allowed_makes_the_window_longer(log: Log) -> None:
+    for number in range(4):
+        log.send(f"call {number}")
+        (log.end if number < 3 else log.refuse)(f"call {number}", **({} if number < 3 else {"after": 1}))  # type: ignore[arg-type]
+    log.now += 2 * SECOND
+    for number in range(4, 7):
+        log.send(f"call {number}")
+    log.refuse("call 6", after=1)
+
+    refused = log.facts().refused
+
+    assert refused is not None
+    assert (2, 3 * SECOND // 2) == (refused.limit, refused.window_us)
+
+
+def test_where_our_own_requests_explain_the_report_counting_them_is_enough(log: Log) -> None:
+    for number in range(3):
+        log.now += MINUTE
+        log.ask(f"call {number}", log.requests(9, 60))
+    assert log.told().ours
+
+    log.ask("others came", log.requests(3, 60))
+
+    assert not log.told().ours
 
 
 def test_after_a_refusal_its_success_is_counted(log: Log) -> None:

@@ -14,9 +14,9 @@ from msgspec import Struct
 from sqlalchemy import Connection
 
 from timeline.config import BudgetConfig, Settings
-from timeline.errors import BudgetExceeded, TimelineError
+from timeline.errors import BudgetExceeded, Overloaded, RateLimited, TimelineError
 from timeline.events import CallCacheHit, CallRerouted, Clock, Event, EventData, NewEvent, RateLimitWaited
-from timeline.llm import budget
+from timeline.llm import breaker, budget, limiter
 from timeline.llm.attempt import Attempt, CallContext, encoded_tools, interrupt_reason
 from timeline.llm.budget import Reservation, bounded_max_tokens, estimate_input, reservation
 from timeline.llm.pricing import PriceBook
@@ -24,8 +24,10 @@ from timeline.llm.router import Candidate
 from timeline.projections.budgets import BudgetState, applies, read_budgets
 from timeline.projections.cache import Cached, find_cached, under_way
 from timeline.projections.calls import OpenAttempt
+from timeline.projections.health import read_health
+from timeline.projections.limit_facts import Configured, read_limits
 from timeline.providers.base import LLMProvider, LLMRequest
-from timeline.store import Decide, EventStore, content_digest, is_alive
+from timeline.store import Decide, EventStore, content_digest, is_alive, this_process
 
 __all__ = ["Admitted", "Chain", "Following", "Hit", "Option", "Refused", "Verdict", "Waiting"]
 
@@ -40,6 +42,7 @@ class Option(Struct):
         digest: Of the request; None where bodies aren't recorded.
         tries: Attempts made at it.
         reservation: What an attempt may use at most; None until that is worked out.
+        input_tokens: Of it, the prompt, as estimated.
     """
 
     candidate: Candidate
@@ -48,6 +51,7 @@ class Option(Struct):
     digest: str | None = None
     tries: int = 0
     reservation: Reservation | None = None
+    input_tokens: int = 0
 
 
 class Chain(Struct):
@@ -204,6 +208,7 @@ class Admission:
                 continue
             request, (provider, model) = option.request, (option.candidate.provider, option.candidate.model)
             local, tokens = option.provider.is_local(model), estimate_input(request)
+            option.input_tokens = tokens
             if any(applies(budget, provider, model) for budget in self._budgets(chain)):
                 await self._prices.ready(provider, model, local=local)
                 option.reservation = reservation(
@@ -321,7 +326,14 @@ class Admission:
         key = provider.key_mark if provider is not None else None
         facts.append(
             RateLimitWaited(
-                option.candidate.provider, option.candidate.model, wait.limit, max(wait.until - now, 0), key
+                option.candidate.provider,
+                option.candidate.model,
+                wait.limit,
+                max(wait.until - now, 0),
+                key,
+                option.reservation.tokens if option.reservation else 0,
+                option.input_tokens,
+                this_process(),
             )
         )
         gone = {id(skipped) for skipped, _ in passed}
@@ -375,7 +387,37 @@ class Admission:
 
     def _judge(self, conn: Connection, chain: Chain, option: Option, now: int) -> _Judged:
         """What the policies say to an attempt at a candidate."""
-        return self._within_budgets(conn, chain, option, now)
+        candidate = option.candidate
+        health = read_health(conn, candidate.provider, candidate.model, now, alive=is_alive)
+        if isinstance(circuit := breaker.decide(health, now), breaker.Open):
+            left = max(circuit.until - now, 0) / 1_000_000
+            msg = f"{candidate} is left alone for {left:.0f} s ({circuit.reason}): ask again then, or another model with -m"
+            return _Skip(circuit.reason, Overloaded(msg, provider=candidate.provider))
+        judged = self._within_budgets(conn, chain, option, now)
+        return self._within_limits(conn, chain, option, now) or judged if isinstance(judged, _Free) else judged
+
+    def _within_limits(self, conn: Connection, chain: Chain, option: Option, now: int) -> _Wait | _Skip | None:
+        """How long rate limits hold an attempt back; a candidate that is free only after the call's deadline is skipped."""
+        candidate, reserved = option.candidate, option.reservation or Reservation(0, 0)
+        config = self._settings.llm_providers.get(candidate.provider)
+        configured = Configured(config.rpm, config.tpm, config.max_concurrent) if config else Configured()
+        key = option.provider.key_mark if option.provider is not None else None
+        facts = read_limits(
+            conn, candidate.provider, candidate.model, key, configured, now, call_id=chain.call_id, alive=is_alive
+        )
+        needed = limiter.Needed(tokens=reserved.tokens, input_tokens=option.input_tokens)
+        decision = limiter.decide(facts, needed, now)
+        if isinstance(decision, limiter.Free):
+            return None
+        seconds = (decision.until_us - now) / 1_000_000
+        if chain.deadline is None or self._clock.monotonic() + seconds <= chain.deadline:
+            return _Wait(decision.until_us, decision.limit)
+        msg = (
+            f"{candidate} is at its rate limit ({decision.limit}) for another {seconds:.0f} s, longer than this call may"
+            " take: ask again then, raise --timeout, or ask another model"
+        )
+        error = RateLimited(msg, provider=candidate.provider, retry_after=seconds)
+        return _Skip(f"rate limit {decision.limit} for {seconds:.0f} s", error)
 
     def _within_budgets(self, conn: Connection, chain: Chain, option: Option, now: int) -> _Free | _Skip | Refused:
         reserved = option.reservation or Reservation(0, 0)

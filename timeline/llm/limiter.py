@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 
 from msgspec import Struct
@@ -203,20 +204,21 @@ def _within_told(told: Told, unit: Unit, facts: LimitFacts, needed: Needed, now:
     planned = _Amounts([(max(waiter.until, now), _amount(waiter, unit)) for waiter in ahead])
     full_at = told.reset_at + RESET_SLACK
     window: _Earliest = lambda at: at  # noqa: E731 - a limit of unknown size is none, once it was reset
+    alone: _Earliest | None = None
     if told.limit is not None and told.limit > 0:
-        floor = told.reset_at if told.shape == "resets" else 0
         length = min(told.window_us, OWN_COUNT)
-        window = _Window(
-            told.limit, length, unit, sent=facts.sent, ahead=ahead, needed=needed, now=now, floor=floor
-        ).earliest
+        own = partial(_Window, told.limit, length, unit, sent=facts.sent, ahead=ahead, needed=needed, now=now)
+        window = own(floor=told.reset_at if told.shape == "resets" else 0).earliest
+        alone = own().earliest if told.ours else None
 
     def fixed(at: int) -> int:
-        if at < full_at:
-            left = told.remaining if told.remaining is not None else told.limit
-            if left is None or left - since - planned.before(full_at) >= need:
-                return at
-            at = full_at
-        return window(at)
+        if at >= full_at:
+            return window(at)
+        left = told.remaining if told.remaining is not None else told.limit
+        if left is None or left - since - planned.before(full_at) >= need:
+            return at
+        # Where only we use it, what was sent a window ago is free again, whatever the reset says.
+        return min(window(full_at), alone(at)) if alone is not None else window(full_at)
 
     def gradual(at: int) -> int:
         later = window(max(at, full_at))

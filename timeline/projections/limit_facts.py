@@ -29,6 +29,7 @@ from timeline.events import Owner
 from timeline.projections.calls import attempts
 from timeline.projections.limits import (
     AGREEING,
+    CONFIRMING,
     MINUTE,
     OWN_COUNT,
     REFUSAL,
@@ -124,6 +125,7 @@ class Told(Struct, frozen=True):
         shape: `gradual`: refills steadily. `resets`: full at once at the reset. `rolling`: neither was seen, so
             what was sent counts until its window has passed.
         since: What was sent and isn't in the report.
+        ours: The window is known, and nobody but us seems to use it: counting our own requests is enough.
     """
 
     name: str
@@ -135,6 +137,7 @@ class Told(Struct, frozen=True):
     refill_us: int | None = None
     shape: Shape = "rolling"
     since: Sent = Sent(0, 0)
+    ours: bool = False
 
 
 class Refused(Struct, frozen=True):
@@ -205,6 +208,9 @@ _since_report = (
         _a.first_position != bindparam("told_by"),
         not_(was_refused),
     )
+)
+_own = select(func.count()).where(
+    of_model, _a.started_at > bindparam("since"), _a.started_at <= bindparam("told_at"), not_(was_refused)
 )
 _sent = (
     select(func.max(_arrived_at), *_sums)
@@ -307,7 +313,19 @@ def _told(conn: Connection, row: Row[Any], this: dict[str, Any], now: int) -> To
         refill_us=row.refill_us,
         shape=shape,
         since=Sent(row.as_of, requests, tokens, inputs),
+        ours=_ours(conn, row, this),
     )
+
+
+def _ours(conn: Connection, row: Row[Any], this: dict[str, Any]) -> bool:
+    """Whether our own requests explain what the report counts."""
+    if unit_of(row.name) != "requests" or row.confirmed < CONFIRMING or row.allowed is None or row.remaining is None:
+        return False
+    if row.window_us > OWN_COUNT:
+        return False
+    window = {"since": row.as_of - row.window_us - ON_THE_WAY, "told_at": row.told_at}
+    own: int = conn.execute(_own, this | window).scalar_one()
+    return bool(row.allowed - row.remaining <= own)
 
 
 def _refuses(row: Row[Any], now: int) -> bool:

@@ -45,6 +45,7 @@ from timeline.projections.calls import attempts
 
 __all__ = [
     "AGREEING",
+    "CONFIRMING",
     "MINUTE",
     "OWN_COUNT",
     "REFUSAL",
@@ -72,8 +73,13 @@ KEPT = MINUTE
 OWN_COUNT = 5 * MINUTE
 """Windows longer than this are judged by what the provider tells, not by counting our own requests, µs."""
 LONGEST_WINDOW = 400 * 86_400 * SECOND
+ROUND_WINDOWS = tuple(
+    number * unit for unit in (SECOND, MINUTE, 60 * MINUTE) for number in (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 24, 30)
+)
 AGREEING = 3
 """So many reports in a row have to fit a steady refill."""
+CONFIRMING = 2
+"""So often, besides the first time, the longest span has to be seen, before it is taken for the whole window."""
 
 Unit = Literal["requests", "tokens", "input", "output"]
 
@@ -91,6 +97,7 @@ limits = Table(
     Column("told_at", Integer, nullable=False),  # when its first words came
     Column("told_by", Integer, nullable=False),  # the position of its request.sent
     Column("window_us", Integer),  # the longest span seen from a report to its reset
+    Column("confirmed", Integer, nullable=False),  # how often it was seen again
     Column("refill_us", Integer),  # how long it would take from empty to full, by this report
     Column("agreed", Integer, nullable=False),  # reports in a row that fit a steady refill
     Column("resets", Integer, nullable=False),  # at its reset it was seen to be full at once
@@ -231,10 +238,10 @@ def _tell(conn: Connection, event: Event, attempt: Row[Any], limit: RateLimit, *
     first = attempt.time_to_first_token_us
     told_at = sent_at + max(first if first is not None else attempt.duration_us or 0, 0)
     span = None if limit.reset_at is None else min(max(limit.reset_at - told_at, 1), LONGEST_WINDOW)
-    window = _window(old, limit, span)
+    window, confirmed = _window(old, limit, span)
     # The clock may have been set: a report from the future is no newer one.
     if old is not None and sent_at < old.as_of <= event.recorded_at:
-        conn.execute(_write, old._asdict() | {"window_us": window})
+        conn.execute(_write, old._asdict() | {"window_us": window, "confirmed": confirmed})
         return
     used = None if limit.limit is None or limit.remaining is None else max(limit.limit - limit.remaining, 0)
     refill = None
@@ -248,6 +255,7 @@ def _tell(conn: Connection, event: Event, attempt: Row[Any], limit: RateLimit, *
         "told_at": told_at,
         "told_by": attempt.first_position,
         "window_us": window,
+        "confirmed": confirmed,
         "refill_us": refill or (old.refill_us if old is not None else None),
         "agreed": _agreed(old, limit, used, refill),
         "resets": int(unit_of(limit.name) != "requests" or (not refused and _resets(conn, which, old, attempt, used))),
@@ -255,12 +263,21 @@ def _tell(conn: Connection, event: Event, attempt: Row[Any], limit: RateLimit, *
     conn.execute(_write, which | row)
 
 
-def _window(old: Row[Any] | None, limit: RateLimit, span: int | None) -> int | None:
-    """The longest span seen; where the limit is full at once at its reset, what was seen long ago fades."""
+def _round(span: int) -> int:
+    """The round time of which a report shows nearly all: it comes a little after its request was counted."""
+    return next((window for window in ROUND_WINDOWS if span <= window <= span * 5 // 4), span)
+
+
+def _window(old: Row[Any] | None, limit: RateLimit, span: int | None) -> tuple[int | None, int]:
+    """The longest span seen, and how often it was seen again; where the limit resets at once, what was long ago fades."""
+    span = None if span is None else _round(span)
     if old is None or old.window_us is None or old.allowed != limit.limit:
-        return span
+        return span, 0
     known: int = old.window_us
-    return known if span is None else max(span, known - known // 16 if old.resets else known)
+    if span is None or span < known:
+        fading = old.resets and span is not None
+        return max(span or 0, known - known // 16 if fading else known), old.confirmed
+    return span, min(old.confirmed + 1, CONFIRMING) if span == known else 0
 
 
 def _agreed(old: Row[Any] | None, limit: RateLimit, used: int | None, refill: int | None) -> int:
@@ -294,13 +311,19 @@ def _refuse(conn: Connection, event: Event, attempt: Row[Any], retry_after: floa
     old = _known(conn, which)
     hold = DEFAULT_HOLD if retry_after is None else min(max(round(retry_after * SECOND), 0), LONGEST_WINDOW)
     reset_at = event.recorded_at + hold
-    window, allowed = max(hold, DEFAULT_HOLD), None
+    window, most = max(hold, DEFAULT_HOLD), None
     if old is not None and event.recorded_at < forgotten_at(old):
-        reset_at = max(reset_at, old.reset_at or 0) if attempt.started_at < old.told_at else reset_at
-        window = max(window, old.window_us or 0)
+        window, most = max(window, old.window_us or 0), old.allowed
+        if attempt.started_at <= old.told_at:
+            reset_at = max(reset_at, old.reset_at or 0)
+        elif counts and most is not None and attempt.started_at > (old.reset_at or 0):
+            # It was sent as the last refusal allowed, and refused: that was too much for so little time.
+            window = max(hold, window * 3 // 2)
+    allowed = None
     if counts and window <= OWN_COUNT:
         values = {f"of_{name}": value for name, value in which.items() if name != "name"}
         accepted: int = conn.execute(_accepted, values | {"since": event.recorded_at - window}).scalar_one()
+        accepted = accepted if most is None else min(accepted, most)
         allowed = accepted if accepted > 1 else None
     row = {
         "allowed": allowed,
@@ -310,6 +333,7 @@ def _refuse(conn: Connection, event: Event, attempt: Row[Any], retry_after: floa
         "told_at": event.recorded_at,
         "told_by": attempt.first_position,
         "window_us": window,
+        "confirmed": 0,
         "refill_us": None,
         "agreed": 0,
         "resets": int(not counts),
