@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sqlite3
@@ -10,11 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.answers import FOREVER, answer, error, limited, stream
+from support.answers import FOREVER, answer, delta, error, event, limited, refused, stream, usage
 from support.command import TERMINAL, Backend, Home
+from support.loopback import Reply
 
 ROOT = Path(__file__).parents[2]
 SECRET = "sk-live-0123456789abcdefghijklmnop"
+
+
+def limited_for(seconds: str) -> Reply:
+    """Too many requests, for a while."""
+    return refused(429, "Rate limit reached", "rate_limit_exceeded", **{"retry-after": seconds})
 
 
 def promises() -> list[str]:
@@ -268,3 +275,66 @@ def test_a_mistyped_command_never_becomes_a_paid_prompt(home: Home, backend: Bac
     assert "aks" in result.err
     assert [] == backend.requests
     assert not home.store.exists()
+
+
+def test_a_tool_s_fact_is_never_garbled(home: Home, backend: Backend) -> None:
+    route = json.dumps({"intent": "a sum", "tools": ["calculator"], "complexity": "low"})
+    function = {"name": "calculator", "arguments": '{"expression": "12*7"}'}
+    call = delta(tool_calls=[{"index": 0, "id": "c1", "type": "function", "function": function}])
+    calling = stream(call, delta(finish="tool_calls"), usage(), event("[DONE]"))
+    backend.says(answer(route), calling, answer("I know enough."), answer("It is 82."))
+
+    result = home.run("ask", "--pipeline", "What is 12*7?")
+    replayed = home.run("replay", "last")
+
+    assert (0, "It is 82.\n\n→ calculator: 84\n") == (result.code, result.out)
+    assert result.out in replayed.out
+
+
+def test_a_budget_holds_however_many_ask_at_once(home: Home, backend: Backend) -> None:
+    price = {"t:m": {"input_per_million": 0, "output_per_million": 1000}}
+    budgets = [{"name": "careful", "limit_usd": 0.03, "window": "total"}]
+    home.configure({"prices": price, "budgets": budgets}, local=False, api_key="k")
+    backend.says(answer("ten tokens", tokens=(5, 10), pause=0.1))
+
+    with ThreadPoolExecutor(8) as many:
+        codes = list(many.map(lambda _: home.run("ask", "--max-tokens", "10", "hi").code, range(8)))
+
+    assert ([0] * 3 + [3] * 5, 3) == (sorted(codes), len(backend.requests))
+
+
+def test_an_equal_request_is_made_once(home: Home, backend: Backend) -> None:
+    backend.says(answer("one ", "two", pause=0.2))
+
+    with ThreadPoolExecutor(5) as many:
+        outs = list(many.map(lambda _: home.run("ask", "--cache", "hi").out, range(5)))
+    later = home.run("ask", "--cache", "hi", "--json").json()
+
+    assert (["one two\n"] * 5, "one two", 1) == (outs, later["answer"], len(backend.requests))
+    assert 0 == later["usage"]["output"]
+
+
+def test_what_can_pass_is_waited_out(home: Home, backend: Backend) -> None:
+    home.configure({"retry": {"base_delay": 0.01}})
+    backend.says(refused(503), limited_for("0.2"), answer("there"))
+
+    result = home.run("ask", "hi")
+
+    assert (0, "there\n", 3) == (result.code, result.out, len(backend.requests))
+    assert ["request.sent", "call.failed", "call.retry_scheduled"] * 2 + ["request.sent"] == [
+        item["type"]
+        for item in home.events()
+        if item["type"] in ("request.sent", "call.failed", "call.retry_scheduled")
+    ]
+
+
+def test_a_batch_asks_nothing_twice(home: Home, backend: Backend, tmp_path: Path) -> None:
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text("".join(json.dumps({"id": str(n), "prompt": f"prompt {n}"}) + "\n" for n in range(5)))
+    backend.says(answer("yes"))
+
+    first, second = (home.run("batch", str(lines)) for _ in range(2))
+
+    assert ([0, 0], 5) == ([first.code, second.code], len(backend.requests))
+    assert ["0", "1", "2", "3", "4"] == [line["id"] for line in second.lines()]
+    assert first.out == second.out

@@ -230,11 +230,11 @@ class Home:
         path.mkdir()
         self.configure()
 
-    def configure(self, **provider: Any) -> None:
-        """Write the configuration; keyword arguments are further fields of the provider `t`."""
+    def configure(self, further: Mapping[str, Any] | None = None, /, **provider: Any) -> None:
+        """Write the configuration; keyword arguments are further fields of the provider `t`, `further` other sections."""
         entry = {"kind": "openai", "base_url": self.url, "models": ["m"], "local": True, **provider}
         settings = {"llm_providers": {"t": entry}, "routing_strategy": {"default": "t:m", "fallback": None}}
-        settings |= {"retry": {"max_attempts": 1}, "mode": "direct"}
+        settings |= {"retry": {"max_attempts": 1}, "mode": "direct"} | dict(further or {})
         # JSON is YAML.
         (self.path / "config.yaml").write_text(json.dumps(settings))
 
