@@ -22,6 +22,7 @@ from support.loopback import CLOSE, RESET, Reply, free_port
 from timeline.config import Retry, Routing
 from timeline.events import RequestSent
 from timeline.providers.waiting import Timeouts
+from timeline.testing import ScriptedProvider
 
 Rule = Literal["again", "next", "stop"]
 """Asked again, and then the next candidate; the next candidate at once; or the failure stands."""
@@ -353,3 +354,36 @@ async def test_at_the_end_of_the_chain_the_first_one_s_failure_is_told(calls: Be
 
     assert ("authentication", 4, [1, 1, 2]) == (outcome.error and outcome.error.kind, outcome.code, outcome.requests)
     assert ["a → b: authentication", "b → c: model_not_found"] == [line for line in outcome.trace if "→" in line]
+
+
+async def test_after_the_deadline_nobody_elsewhere_is_asked_only_what_runs_here(calls: Bench) -> None:
+    hangs = Reply(before=FOREVER)
+    here = ScriptedProvider((0.3, "Here."))
+
+    elsewhere = await calls.call(hangs, ANSWER, timeout=0.3)
+    both = await calls.call(hangs, ANSWER, here, retry=Retry(timeout=0.3))
+
+    assert (["a: timeout"], 1, [1, 0]) == told(elsewhere)
+    assert (["a: timeout", "a → c: timeout", "c: answered"], 0, [1, 0]) == told(both)
+
+
+async def test_a_model_on_this_machine_may_take_its_time_unless_the_caller_says_how_much(calls: Bench) -> None:
+    patient = await calls.call(ScriptedProvider((0.5, "Here.")), retry=Retry(timeout=0.2))
+    bounded = await calls.call(ScriptedProvider((FOREVER, "Here.")), timeout=0.2)
+
+    assert (["a: answered"], "Here.") == (patient.trace, patient.text)
+    assert (["a: timeout"], 1) == (bounded.trace, bounded.code)
+
+
+async def test_what_stands_in_has_the_time_that_the_caller_gave_the_first(calls: Bench) -> None:
+    outcome = await calls.call(Reply(before=FOREVER), ScriptedProvider((0.3, "Here.")), timeout=0.6)
+
+    assert (["a: timeout", "a → b: timeout", "b: answered"], "Here.") == (outcome.trace, outcome.text)
+
+
+async def test_an_answer_that_begins_anew_has_the_whole_time_again(calls: Bench) -> None:
+    broken = answers.stream("Hel", 1.2, "lo ", 0.01, CLOSE)
+
+    outcome = await calls.call([broken, ANSWER], timeout=1, routing=RESTART)
+
+    assert (["a: broken_stream after some words", "again", "a: answered"], "Because.") == (outcome.trace, outcome.text)

@@ -82,6 +82,7 @@ class LLMManager:
     ) -> None:
         self._store = store
         self._clock = clock
+        self._get = get
         self._prices = prices or PriceBook()
         self._settings = settings or Settings()
         self._admission = Admission(store, clock, self._settings, self._prices, get, self._attempt)
@@ -179,7 +180,6 @@ class LLMManager:
         opening: Sequence[NewEvent],
         contents: Sequence[str | bytes],
     ) -> Chain:
-        timeout = context.timeout if context.timeout is not None else self._settings.retry.timeout
         wanted = candidates[0]
         instead = wanted.instead
         return Chain(
@@ -191,9 +191,13 @@ class LLMManager:
             opening=opening,
             contents=contents,
             wanted=wanted,
-            deadline=None if timeout is None else self._clock.monotonic() + timeout,
+            deadline=self._deadline(context),
             notes=[CallRerouted(instead.name, str(wanted), instead.why)] if instead else [],
         )
+
+    def _deadline(self, context: CallContext) -> float | None:
+        timeout = context.timeout if context.timeout is not None else self._settings.retry.timeout
+        return None if timeout is None else self._clock.monotonic() + timeout
 
     def _attempt(self, chain: Chain, option: Option) -> Attempt:
         if option.provider is None:
@@ -212,12 +216,9 @@ class LLMManager:
         )
 
     async def _first(self, items: AsyncIterator[Item], chain: Chain) -> Item | None:
-        """The first item, before the call's deadline; a model on this machine may take its time to be fetched and loaded."""
+        """The first item, in the time that there is for it."""
         option = chain.options[0]
-        local = option.provider is not None and option.provider.is_local(option.request.model)
-        # An answer in one piece may take as long as its provider's own time limits allow, unless the caller says.
-        patient = local or (not chain.context.stream and chain.context.timeout is None)
-        left = None if patient else self._left(chain)
+        left = self._allowed(chain, option)
         try:
             async with asyncio.timeout(left):
                 return await anext(items, None)
@@ -226,8 +227,27 @@ class LLMManager:
             msg = f"{option.candidate} gave no answer within the {waited} s of the call: raise --timeout or ask another model"
             raise ProviderTimeout(msg, provider=option.candidate.provider, retryable=False) from None
 
-    def _left(self, chain: Chain) -> float | None:
-        return None if chain.deadline is None else max(chain.deadline - self._clock.monotonic(), 0)
+    def _allowed(self, chain: Chain, option: Option) -> float | None:
+        """Seconds that an attempt at a candidate may take until its first words; None where it may take its time."""
+        # An answer in one piece may take as long as its provider's own time limits allow, unless the caller says.
+        patient = not chain.context.stream and chain.context.timeout is None
+        return None if patient else self._left(chain, option)
+
+    def _left(self, chain: Chain, option: Option) -> float | None:
+        """Seconds that are left of the call's time; None where there is no limit.
+
+        A model on this machine may have to be fetched and loaded: that takes the time it takes, unless the caller says.
+        """
+        if chain.deadline is None or (chain.context.timeout is None and self._runs_here(option)):
+            return None
+        return max(chain.deadline - self._clock.monotonic(), 0)
+
+    def _runs_here(self, option: Option) -> bool:
+        try:
+            provider = option.provider or self._get(option.candidate.provider)
+        except TimelineError:
+            return False
+        return provider.is_local(option.request.model)
 
     # -------------------------------------------------------------- after a failure
 
@@ -239,10 +259,13 @@ class LLMManager:
             chain.error = exc
         if attempt.shown and routing.on_stream_error == "fail":
             return GiveUp("the answer broke off")
+        if attempt.shown:
+            # It begins anew, and so does its time.
+            chain.deadline = self._deadline(chain.context)
         step = after_failure(
             exc,
             tries=option.tries,
-            left_seconds=self._left(chain),
+            left_seconds=self._left(chain, option),
             policy=self._settings.retry,
             chance=self._clock.random_bits(32) / 2**32,
             on_refusal=routing.fallback_on_refusal,
@@ -257,8 +280,13 @@ class LLMManager:
             others = [other for other in others if not (ours and (other.candidate.context or ours + 1) <= ours)]
         if isinstance(exc, MISTAKES):
             others = [other for other in others if not other.candidate.fallback]
+        if chain.deadline is not None and chain.deadline <= self._clock.monotonic():
+            # What runs here stands in for those whose time is over.
+            others = [other for other in others if self._runs_here(other) or self._allowed(chain, other) is None]
         if isinstance(step, GiveUp) or not others:
             return GiveUp(step.reason)
+        if self._runs_here(others[0]):
+            chain.deadline = self._deadline(chain.context)
         chain.options = others
         note = CallRerouted(str(option.candidate), str(others[0].candidate), step.reason)
         attempt.committed.push(self._store.enqueue([self._admission.new(chain, note)]))
