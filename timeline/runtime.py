@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection
 
 import timeline
 from timeline.cognition.processor import CognitionProcessor
@@ -19,10 +17,8 @@ from timeline.cognition.toolbox import open_tools
 from timeline.cognition.tools import Confirm, Tools
 from timeline.cognition.turn import Ask, TurnEnd, history
 from timeline.config import BudgetConfig, Complexity, Config, Task, allowed_dirs, load
-from timeline.errors import StoreError, UsageError
+from timeline.errors import UsageError
 from timeline.events import (
-    CallInterrupted,
-    ChunkReceived,
     Clock,
     Event,
     EventData,
@@ -30,37 +26,28 @@ from timeline.events import (
     NewEvent,
     SessionRenamed,
     SessionStarted,
-    TurnInterrupted,
-    Usage,
 )
 from timeline.llm.facts import Explained, Router, last_answer, request_of
 from timeline.llm.manager import LLMManager, Superseded
-from timeline.llm.pricing import PriceBook, estimate_tokens
+from timeline.llm.pricing import PriceBook
 from timeline.llm.ranking import Request
+from timeline.llm.reaper import reap
 from timeline.llm.router import Asked, Candidate, LastAnswer
+from timeline.looking import Looking
 from timeline.projections import Projections
 from timeline.projections.batches import Batches, last_conversation
 from timeline.projections.blocks import (
     Blocks,
-    OpenTurn,
-    Session,
-    SessionRow,
-    find_session,
-    fold,
-    list_sessions,
-    open_turns,
-    sources,
 )
-from timeline.projections.budgets import BudgetState, read_budgets
 from timeline.projections.cache import Cache
-from timeline.projections.calls import Calls, OpenAttempt, open_attempts, where_recorded
+from timeline.projections.calls import Calls
 from timeline.projections.health import HealthProjection
 from timeline.projections.limits import Limits
-from timeline.projections.search import Found, Search, available, search
-from timeline.projections.usage import Grouping, ReportRow, UsageProjection, report
+from timeline.projections.search import Found, Search, available
+from timeline.projections.usage import UsageProjection
 from timeline.providers.base import Delta, Message, ModelInfo
 from timeline.providers.pool import Providers
-from timeline.store import EventStore, is_alive, this_process
+from timeline.store import EventStore, this_process
 
 if TYPE_CHECKING:
     from timeline.cognition.batch import BatchResult, BatchStatus
@@ -70,10 +57,6 @@ if TYPE_CHECKING:
 __all__ = ["Timeline", "read_models"]
 
 TITLE_CHARACTERS = 60
-FOLLOW_SECONDS = 0.1
-"""How often a followed session is looked at."""
-REAP_SECONDS = 2.0
-"""After so long without an event, whether those who were to write some are still alive."""
 
 
 def read_models() -> Projections:
@@ -93,7 +76,7 @@ class _Talk(Struct, frozen=True):
     last: LastAnswer | None = None
 
 
-class Timeline:
+class Timeline(Looking):
     """Asks models, keeps what happens, and shows it again.
 
     Example:
@@ -108,14 +91,12 @@ class Timeline:
     def __init__(
         self, store: EventStore, clock: Clock, providers: Providers, stack: AsyncExitStack, confirm: Confirm | None
     ) -> None:
-        self.store = store
+        config = providers.config
+        super().__init__(store, config, clock, PriceBook(config.settings.prices, config.served))
         self._stack = stack
         self._confirm = confirm
         self._tools: Tools | None = None
-        self.config = config = providers.config
-        self._clock = clock
         self._providers = providers
-        self._prices = PriceBook(config.settings.prices, config.served)
         manager = LLMManager(store, clock, providers.get, self._prices, config.settings)
         self.cognition = CognitionProcessor(
             store,
@@ -168,7 +149,7 @@ class Timeline:
             )
             self = cls(store, clock or Clock(), providers, stack, confirm)
             if not read_only:
-                await self._reap()
+                await reap(self.store, self._clock, self._prices)
             yield self
 
     # -------------------------------------------------------------- asking
@@ -444,134 +425,6 @@ class Timeline:
         """
         return await self._providers.get(provider).get_available_models()
 
-    # -------------------------------------------------------------- looking back
-
-    async def find(self, name: str) -> str:
-        """The id of the session meant by an id, a unique prefix, a title or `last`.
-
-        Raises:
-            NotFound, AmbiguousName: None, or more than one, is meant.
-        """
-        return await self.store.query(lambda conn: find_session(conn, name))
-
-    async def session(self, name: str) -> Session:
-        """A session folded from its events alone.
-
-        Raises:
-            NotFound, AmbiguousName: None, or more than one, is meant.
-        """
-        session_id = await self.find(name)
-        events = [event async for event in self.store.read(session_id=session_id)]
-        return fold(events, await self.borrowed(events))
-
-    async def borrowed(self, events: Iterable[Event]) -> dict[str, list[Event]]:
-        """The events of calls of other sessions whose answers were read again in these; for `blocks.fold`."""
-        wanted = sources(events)
-        found = await self.store.query(lambda conn: where_recorded(conn, wanted)) if wanted else {}
-        return {
-            call: [
-                event async for event in self.store.read(session_id=session, call_id=call, after=first - 1, until=last)
-            ]
-            for call, (session, first, last) in found.items()
-        }
-
-    async def bodies(self, session: Session) -> dict[str, str | bytes]:
-        """All that a session's events refer to, by digest; forgotten and private bodies are missing.
-
-        These are its prompts, system prompts and attachments, and the arguments and results of its tools.
-        """
-        digests = [turn.prompt for turn in session.turns] + [turn.system for turn in session.turns]
-        digests += [item.ref for turn in session.turns for item in turn.attachments]
-        tools = [tool for turn in session.turns for step in turn.steps for tool in step.tools]
-        digests += [ref for tool in tools for ref in (tool.arguments_ref, tool.result_ref)]
-        return await self.store.contents(digest for digest in digests if digest)
-
-    async def since(self, event: Event) -> list[Event]:
-        """What was recorded of a session after one of its events, all that this process had in line included.
-
-        Args:
-            event: The last one that is known.
-        """
-        # The writer takes one after the other: what was in line before this is written then.
-        await self.store.append_when(lambda _conn: [])
-        return [later async for later in self.store.read(session_id=event.session_id, after=event.position)]
-
-    async def follow(self, session: str, *, after: int) -> AsyncGenerator[Event]:
-        """A session's events as they are recorded, by whichever process; without an end.
-
-        What a process that dies meanwhile leaves open is ended, where the store can be written.
-
-        Args:
-            session: Its id.
-            after: Only those of a higher position.
-        """
-        quiet = 0.0
-        while True:
-            head = await self.store.head()
-            if head > after:
-                async for event in self.store.read(session_id=session, after=after, until=head):
-                    yield event
-                after, quiet = head, 0.0
-            elif quiet >= REAP_SECONDS and not self.store.read_only:
-                await self._reap()
-                quiet = 0.0
-            else:
-                await asyncio.sleep(FOLLOW_SECONDS)
-                quiet += FOLLOW_SECONDS
-
-    async def sessions(self, limit: int | None = None) -> list[SessionRow]:
-        """Sessions, the one used last first."""
-        return await self.store.query(lambda conn: list_sessions(conn, limit=limit))
-
-    async def report(
-        self,
-        by: Grouping | None,
-        *,
-        since: int | None = None,
-        until: int | None = None,
-        session: str | None = None,
-    ) -> list[ReportRow]:
-        """Sums of calls, tokens and cost; see `timeline.projections.usage.report`."""
-        session_id = await self.find(session) if session else None
-        return await self.store.query(lambda conn: report(conn, by, since=since, until=until, session_id=session_id))
-
-    async def search(
-        self,
-        words: str,
-        *,
-        since: int | None = None,
-        until: int | None = None,
-        model: str | None = None,
-        session: str | None = None,
-        limit: int | None = 20,
-        marks: tuple[str, str] = ("**", "**"),
-    ) -> list[Found]:
-        """Ended turns in whose prompt or answer the words stand; see `timeline.projections.search.search`.
-
-        Raises:
-            UsageError: There is no word among them.
-            NotFound, AmbiguousName: No session, or more than one, is meant.
-            StoreError: This Python's SQLite can't search.
-        """
-        if not available():
-            msg = "the SQLite of this Python has no full text search (FTS5): search with another; all else works"
-            raise StoreError(msg)
-        session_id = await self.find(session) if session else None
-        filters = {"since": since, "until": until, "limit": limit}
-        return await self.store.query(
-            lambda conn: search(conn, words, model=model, session_id=session_id, marks=marks, **filters)
-        )
-
-    async def budgets(self) -> tuple[BudgetState, ...]:
-        """Where every configured budget stands now; one of sessions in the session that was used last."""
-
-        def read(conn: Connection) -> tuple[BudgetState, ...]:
-            last = next(iter(list_sessions(conn, limit=1)), None)
-            now, budgets = self._clock.now(), self.config.settings.budgets
-            return read_budgets(conn, budgets, now=now, session_id=last.id if last else None)
-
-        return await self.store.query(read)
-
     # -------------------------------------------------------------- care
 
     async def rename(self, name: str, title: str) -> None:
@@ -587,56 +440,8 @@ class Timeline:
         session_id = await self.find(name)
         return await self.store.forget(session_id, lambda redacted: self._event(session_id, redacted))
 
-    async def _reap(self) -> None:
-        """End what a process that is no more had begun."""
-        attempts, turns = await self.store.query(_abandoned)
-        if not attempts and not turns:
-            return
-        texts = {
-            attempt.call_id: "".join(
-                [
-                    text
-                    async for event in self.store.read(call_id=attempt.call_id, after=attempt.first_position)
-                    if isinstance(event.data, ChunkReceived) and event.data.kind != "tool_call"
-                    for text in event.data.texts
-                ]
-            )
-            for attempt in attempts
-        }
-
-        for attempt in attempts:
-            await self._prices.ready(attempt.provider, attempt.model, local=attempt.local)
-
-        def end(attempt: OpenAttempt) -> CallInterrupted:
-            output = estimate_tokens(texts.get(attempt.call_id, ""))
-            usage = Usage(input=attempt.estimated_input_tokens, output=output)
-            names, local, at = (attempt.model,), attempt.local, attempt.started_at
-            cost = self._prices.cost(attempt.provider, names, usage, local=local, at=at)
-            return CallInterrupted(attempt=attempt.attempt, reason="abandoned", usage=usage, cost=cost)
-
-        def decide(conn: Connection) -> list[NewEvent]:
-            # Asked again inside the transaction: another process that starts now has seen the same.
-            attempts, turns = _abandoned(conn)
-            ends = [self._event(attempt.session_id, end(attempt), attempt) for attempt in attempts]
-            return ends + [self._event(turn.session_id, TurnInterrupted("abandoned"), turn) for turn in turns]
-
-        await self.store.append_when(decide)
-
-    def _event(self, session_id: str, data: EventData, part_of: OpenAttempt | OpenTurn | None = None) -> NewEvent:
-        return NewEvent(
-            session_id=session_id,
-            data=data,
-            event_id=self._clock.uuid7(),
-            recorded_at=self._clock.now(),
-            turn_id=getattr(part_of, "turn_id", None),
-            step_id=getattr(part_of, "step_id", None),
-            call_id=getattr(part_of, "call_id", None),
-        )
-
-
-def _abandoned(conn: Connection) -> tuple[list[OpenAttempt], list[OpenTurn]]:
-    attempts = [attempt for attempt in open_attempts(conn) if not is_alive(attempt.owner)]
-    return attempts, [turn for turn in open_turns(conn) if not is_alive(turn.owner)]
+    def _event(self, session_id: str, data: EventData) -> NewEvent:
+        return NewEvent(session_id, data, self._clock.uuid7(), self._clock.now())
 
 
 def _check_text(*texts: str) -> None:
