@@ -155,8 +155,6 @@ class Bench:
         settings: Settings | None = None,
         contexts: Sequence[int | None] = (),
         timeout: float | None = None,
-        cache: bool | None = None,
-        private: bool = False,
         shown: bool = True,
         **request: Any,
     ) -> Outcome:
@@ -166,7 +164,7 @@ class Bench:
             scripts: What each candidate's server says; a provider stands for itself, a text is an address.
             contexts: What each candidate has room for.
             request: Fields of the request.
-            stream, retry, routing, timeouts, settings, timeout, cache, private, shown: What the call is made with.
+            stream, retry, routing, timeouts, settings, timeout, shown: What the call is made with.
         """
         self._calls += 1
         number = self._calls
@@ -193,32 +191,44 @@ class Bench:
             candidates = [
                 Candidate(name, "m", "asked for", context=room) for name, room in zip(providers, rooms, strict=False)
             ]
-            session = self.clock.uuid7()
-            context = CallContext(
-                session,
-                f"turn{number}",
-                f"step{number}",
-                (MessageRef("user"),),
-                stream=stream,
-                timeout=timeout,
-                cache=cache,
-                private=private,
-                shown=shown,
-            )
-            asked = LLMRequest("", (Message("user", request.pop("prompt", f"Why {number}?")),), **request)
-            outcome = await self._made(
-                manager.stream(candidates, asked, context, opening=self._opening(session, number))
-            )
-            outcome.log = [event async for event in self.store.read(session_id=session)]
+            outcome = await self.made(manager, candidates, stream=stream, timeout=timeout, shown=shown, **request)
             outcome.requests = [len(server.requests) for server in servers]
         _check(outcome)
         return outcome
 
-    async def _made(self, stream: Any) -> Outcome:
+    async def made(
+        self,
+        manager: LLMManager,
+        candidates: Sequence[Candidate],
+        *,
+        stream: bool = True,
+        timeout: float | None = None,
+        cache: bool | None = None,
+        private: bool = False,
+        shown: bool = True,
+        seen: Callable[[str], object] = str,
+        **request: Any,
+    ) -> Outcome:
+        """A call of a manager to its end, in a session of its own; `seen` is told the deltas' texts as they come."""
+        session, turn, step = self.clock.uuid7(), self.clock.short_id(), self.clock.short_id()
+        context = CallContext(
+            session,
+            turn,
+            step,
+            (MessageRef("user"),),
+            stream=stream,
+            timeout=timeout,
+            cache=cache,
+            private=private,
+            shown=shown,
+        )
+        asked = LLMRequest("", (Message("user", request.pop("prompt", "Why?")),), **request)
+        opening = self._opening(session, turn, step)
         outcome, begun = Outcome(), time.monotonic()
-        async with aclosing(stream) as items:
+        async with aclosing(manager.stream(candidates, asked, context, opening=opening)) as items:
             async for item in items:
                 if isinstance(item, Delta):
+                    seen(item.text)
                     outcome.deltas.append(item)
                     outcome.text += item.text
                     outcome.shown += item.text
@@ -228,15 +238,17 @@ class Bench:
                 elif isinstance(item, CallEnd):
                     outcome.end, outcome.error = item, item.error
         outcome.seconds = time.monotonic() - begun
+        outcome.log = [event async for event in self.store.read(session_id=session)]
         return outcome
 
-    def _opening(self, session: str, number: int) -> list[NewEvent]:
+    def _opening(self, session: str, turn: str, step: str) -> list[NewEvent]:
         owner = this_process()
-        facts = ((SessionStarted("test", owner), None, None), (TurnStarted("direct", owner), f"turn{number}", None))
-        return [
-            NewEvent(session, data, self.clock.uuid7(), self.clock.now(), turn, step)
-            for data, turn, step in (*facts, (StepStarted("answer"), f"turn{number}", f"step{number}"))
-        ]
+        facts = (
+            (SessionStarted("test", owner), None, None),
+            (TurnStarted("direct", owner), turn, None),
+            (StepStarted("answer"), turn, step),
+        )
+        return [NewEvent(session, data, self.clock.uuid7(), self.clock.now(), *ids) for data, *ids in facts]
 
     async def together(self, calls: dict[Any, Any]) -> dict[Any, Outcome]:
         """Many calls at once."""

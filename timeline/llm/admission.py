@@ -68,6 +68,7 @@ class Chain(Struct):
         attempts: How many were made.
         error: The first candidate's last failure.
         notes: What happened on the way and is to be recorded with the next event.
+        follows: Whether it takes part in the answer to an equal request that somebody else is getting.
     """
 
     call_id: str
@@ -80,6 +81,7 @@ class Chain(Struct):
     attempts: int = 0
     error: TimelineError | None = None
     notes: list[EventData] = []
+    follows: bool = True
 
 
 class Admitted(Struct, frozen=True):
@@ -294,6 +296,7 @@ class Admission:
                 # What only stands in is no better than a wait.
                 break
             if (known := self._known(conn, chain, option, now)) is not None:
+                self._note_passed(facts, chain, option, passed, waits)
                 facts += [known.data] if isinstance(known, Hit) else []
                 return known, rest
             match self._judge(conn, chain, option, now):
@@ -373,8 +376,10 @@ class Admission:
                 option.candidate.why,
             )
             return Hit(found, data)
-        for attempt in under_way(conn, option.digest):
-            if is_alive(attempt.owner):
+        # Of another machine nobody can tell whether it still lives.
+        here = this_process().host
+        for attempt in under_way(conn, option.digest) if chain.follows else ():
+            if attempt.owner.host == here and is_alive(attempt.owner):
                 return Following(attempt)
         return None
 

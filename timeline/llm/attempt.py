@@ -307,6 +307,9 @@ class Attempt:
         if self._finish is None:
             msg = f"{self._provider.name} ended its answer without saying that it is whole: ask again"
             raise BrokenStream(msg, provider=self._provider.name)
+        if self._finish.reason == "stop" and self._tool_calls:
+            # Some say so of an answer that waits for the results of its calls.
+            self._finish = msgspec.structs.replace(self._finish, reason="tool_calls")
         finish, text = self._finish, self._text()
         usage = self._usage.usage if self._usage else self._estimate(text)
         done = ResponseCompleted(

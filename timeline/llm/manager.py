@@ -40,6 +40,7 @@ from timeline.llm.attempt import Attempt, CallContext, CallEnd, interrupt_reason
 from timeline.llm.pricing import PriceBook
 from timeline.llm.retry import Again, GiveUp, Next, after_failure
 from timeline.llm.router import Candidate
+from timeline.projections.cache import WHOLE
 from timeline.projections.calls import OpenAttempt
 from timeline.providers.base import Collector, Delta, Finish, Item, LLMProvider, LLMRequest
 from timeline.store import EventStore, is_alive
@@ -223,9 +224,12 @@ class LLMManager:
             async with asyncio.timeout(left):
                 return await anext(items, None)
         except TimeoutError:
-            waited = f"{chain.context.timeout or self._settings.retry.timeout:g}"
-            msg = f"{option.candidate} gave no answer within the {waited} s of the call: raise --timeout or ask another model"
-            raise ProviderTimeout(msg, provider=option.candidate.provider, retryable=False) from None
+            raise self._late(chain) from None
+
+    def _late(self, chain: Chain) -> ProviderTimeout:
+        candidate, waited = chain.options[0].candidate, chain.context.timeout or self._settings.retry.timeout
+        msg = f"{candidate} gave no answer within the {waited:g} s of the call: raise --timeout or ask another model"
+        return ProviderTimeout(msg, provider=candidate.provider, retryable=False)
 
     def _allowed(self, chain: Chain, option: Option) -> float | None:
         """Seconds that an attempt at a candidate may take until its first words; None where it may take its time."""
@@ -280,17 +284,24 @@ class LLMManager:
             others = [other for other in others if not (ours and (other.candidate.context or ours + 1) <= ours)]
         if isinstance(exc, MISTAKES):
             others = [other for other in others if not other.candidate.fallback]
+        rerouted = None if isinstance(step, GiveUp) else self._pass_on(chain, others, step.reason)
+        if rerouted is None:
+            return GiveUp(step.reason)
+        attempt.committed.push(self._store.enqueue([self._admission.new(chain, rerouted)]))
+        return step
+
+    def _pass_on(self, chain: Chain, others: list[Option], reason: str) -> CallRerouted | None:
+        """It is the turn of the first of these; None where it is nobody's."""
         if chain.deadline is not None and chain.deadline <= self._clock.monotonic():
             # What runs here stands in for those whose time is over.
             others = [other for other in others if self._runs_here(other) or self._allowed(chain, other) is None]
-        if isinstance(step, GiveUp) or not others:
-            return GiveUp(step.reason)
+        if not others:
+            return None
+        rerouted = CallRerouted(str(chain.options[0].candidate), str(others[0].candidate), reason)
+        chain.options = others
         if self._runs_here(others[0]):
             chain.deadline = self._deadline(chain.context)
-        chain.options = others
-        note = CallRerouted(str(option.candidate), str(others[0].candidate), step.reason)
-        attempt.committed.push(self._store.enqueue([self._admission.new(chain, note)]))
-        return step
+        return rerouted
 
     # -------------------------------------------------------------- without an attempt
 
@@ -304,30 +315,51 @@ class LLMManager:
         if isinstance(verdict, Refused):
             yield CallEnd(chain.call_id, None, "", verdict.error)
             return
-        collector = Collector()
-        if isinstance(verdict, Hit):
-            source = verdict.source
-            async for event in self._store.read(
-                call_id=source.call_id, after=source.first_position, until=source.last_position
-            ):
-                for delta in deltas_of(event, source.attempt):
-                    collector.add(delta)
-                    yield delta
-            yield self._borrowed(chain, collector, verdict.data)
-            return
-        async with aclosing(self._follow(verdict.source)) as followed:
+        other = self._recorded(chain, verdict) if isinstance(verdict, Hit) else self._followed(chain, verdict.source)
+        async with aclosing(other) as items:
+            async for item in items:
+                yield item
+
+    async def _recorded(self, chain: Chain, hit: Hit) -> AsyncGenerator[Delta | CallEnd]:
+        """The answer as the log has it."""
+        collector, source = Collector(), hit.source
+        async for event in self._store.read(
+            call_id=source.call_id, after=source.first_position, until=source.last_position
+        ):
+            for delta in deltas_of(event, source.attempt):
+                collector.add(delta)
+                yield delta
+        yield self._borrowed(chain, collector, hit.data)
+
+    async def _followed(
+        self, chain: Chain, source: OpenAttempt
+    ) -> AsyncGenerator[Delta | Event | Superseded | CallEnd]:
+        """The answer as somebody else is getting it; without a `CallEnd` where that came to nothing."""
+        collector, shown = Collector(), False
+        async with aclosing(self._follow(chain, source)) as followed:
             async for item in followed:
                 if isinstance(item, Delta):
+                    shown = chain.context.shown
                     collector.add(item)
                     yield item
-                    continue
-                if isinstance(item, ResponseCompleted):
-                    data = self._hit(chain, verdict.source, item)
+                elif isinstance(item, TimelineError):
+                    chain.error = chain.error or item
+                    if (rerouted := self._pass_on(chain, chain.options[1:], item.kind)) is None:
+                        yield CallEnd(chain.call_id, None, "", chain.error)
+                    else:
+                        chain.notes.append(rerouted)
+                    return
+                elif item.finish_reason in WHOLE:
+                    data = self._hit(chain, source, item)
                     for event in await self._store.append([self._admission.new(chain, data)]):
                         yield event
                     yield self._borrowed(chain, collector, data)
                     return
-        yield Superseded()
+                else:
+                    # The next one would be no better to follow.
+                    chain.follows = False
+        if shown:
+            yield Superseded()
 
     @staticmethod
     def _borrowed(chain: Chain, collector: Collector, data: CallCacheHit) -> CallEnd:
@@ -347,14 +379,20 @@ class LLMManager:
             chain.options[0].candidate.why,
         )
 
-    async def _follow(self, source: OpenAttempt) -> AsyncGenerator[Delta | ResponseCompleted]:
-        """What another process, or another task of this one, records of an attempt; ends early where that fails."""
-        position, looked = source.first_position, self._clock.monotonic()
+    async def _follow(
+        self, chain: Chain, source: OpenAttempt
+    ) -> AsyncGenerator[Delta | ResponseCompleted | TimelineError]:
+        """What another process, or another task of this one, records of an attempt; ends early where that fails.
+
+        Last comes its end, or the error that the call's time is over before the first words.
+        """
+        position, looked, words = source.first_position, self._clock.monotonic(), False
         while True:
             events = [event async for event in self._store.read(call_id=source.call_id, after=position)]
             for event in events:
                 position = event.position
                 for delta in deltas_of(event, source.attempt):
+                    words = True
                     yield delta
                 data = event.data
                 if isinstance(data, ResponseCompleted) and data.attempt == source.attempt:
@@ -362,6 +400,9 @@ class LLMManager:
                     return
                 if isinstance(data, CallFailed | CallInterrupted) and data.attempt == source.attempt:
                     return
+            if not words and self._allowed(chain, chain.options[0]) == 0:
+                yield self._late(chain)
+                return
             if not events and self._clock.monotonic() - looked > ALIVE_SECONDS:
                 looked = self._clock.monotonic()
                 if not is_alive(source.owner):

@@ -13,7 +13,7 @@ from timeline.projections import Projection
 from timeline.projections.calls import OpenAttempt, attempts, open_attempts
 from timeline.projections.usage import usage
 
-__all__ = ["Cache", "Cached", "cached", "find_cached", "under_way"]
+__all__ = ["WHOLE", "Cache", "Cached", "cached", "find_cached", "under_way"]
 
 WHOLE = frozenset({"stop", "length"})
 """How an answer ends that an equal request would get again. Calls of tools are not among them: what has to be sent
