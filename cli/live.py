@@ -16,6 +16,7 @@ from rich.text import Text
 from timeline.cognition.turn import TurnEnd
 from timeline.events import Event, StepCompleted, StepFailed, StepSkipped
 from timeline.projections.blocks import Folding, Session, Turn
+from timeline.projections.drawn import ANSWERING
 from timeline.providers.base import Delta
 
 from . import output
@@ -237,9 +238,13 @@ class Alongside(_View):
         if turn is None:
             return
         while self._told_steps < len(turn.steps) and turn.steps[self._told_steps].state != "open":
-            self._text.pause()
-            line = step_line(turn.steps[self._told_steps], self.bodies, signs(output.stderr()))
-            output.notice(line)
+            step = turn.steps[self._told_steps]
+            if step.kind in ANSWERING:
+                # The answer is whole: its last line ends before the next one of stderr, also where both go to one file.
+                self._text.close()
+            else:
+                self._text.pause()
+            output.notice(step_line(step, self.bodies, signs(output.stderr())))
             self._told_steps += 1
 
     def delta(self, delta: Delta) -> None:

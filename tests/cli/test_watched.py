@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +149,17 @@ def test_pipes_get_the_answer_and_a_line_a_step_beside_it(home: Home) -> None:
 
     assert (0, ANSWER) == (code, out)
     assert f"{STEPS}embedded:smollm2 · 1.9s · 412↑ 61↓ · free · session 0193b3f0-0000\n" == err
+
+
+def test_in_one_file_with_stderr_the_answer_ends_its_line(home: Home, tmp_path: Path) -> None:
+    with (tmp_path / "both").open("w+b") as both, Path(os.devnull).open("rb") as nothing:
+        streams = [nothing.fileno(), both.fileno(), both.fileno()]
+        _, wait = home.fork("support.watched", streams=streams)
+        assert 0 == wait(30)
+    lines = (tmp_path / "both").read_text().splitlines()
+
+    assert ANSWER.splitlines()[-1] in lines
+    assert [line for line in lines if "format:" in line] == [line for line in lines if line.startswith("format:")]
 
 
 def test_quiet_says_nothing_beside_the_answer(home: Home) -> None:

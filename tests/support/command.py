@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -293,6 +293,10 @@ class Home:
             process = Process(pid, wait, reading, stderr)
         self._open.append(process)
         return process
+
+    def fork(self, *argv: str, streams: Sequence[int]) -> tuple[int, Callable[[float], int]]:
+        """Begin to run a command with these three descriptors; its pid, and how to wait for it."""
+        return self._zygote.start(argv, self.env, self.work, list(streams))
 
     def start_on(self, terminal: int, *argv: str, env: Mapping[str, str]) -> tuple[int, Callable[[float], int]]:
         """Begin to run a command on a terminal that it controls; its pid, and how to wait for it."""

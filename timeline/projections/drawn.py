@@ -16,6 +16,7 @@ from timeline import events as e
 from timeline.events import Attachment, Cost, DeltaKind, ErrorInfo, Event, MessageRef, Usage
 
 __all__ = [
+    "ANSWERING",
     "UNDER",
     "Attempt",
     "Folding",
