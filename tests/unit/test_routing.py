@@ -25,6 +25,7 @@ from timeline.cognition.routing import (
     decide,
     repair,
     request,
+    supported,
 )
 from timeline.cognition.signals import Signal
 from timeline.cognition.tools import Tools, Workspace
@@ -171,6 +172,18 @@ def test_the_signals_decide_when_no_model_does_and_without_any_the_answer_is_dir
         "no route could be read: the answer was empty; calculator: an arithmetic expression: 12*7; clock:"
     )
     assert ((), "none", True) == (nothing.tools, nothing.source, nothing.degraded)
+
+
+def test_of_a_small_model_that_stands_in_only_what_the_text_speaks_for_counts() -> None:
+    said = read(answered(tools=["list_files", "clock"]), asking("What is 12*7?", SUM))
+    assert isinstance(said, Decision)
+
+    certain = supported(asking("What is 12*7?", SUM, MAYBE), said)
+    possible = supported(asking("Hm?", MAYBE), said)
+
+    assert (("calculator",), True, "low") == (certain.tools, certain.degraded, certain.complexity)
+    assert ("list_files",) == possible.tools
+    assert "a very small model stood in" in (possible.reason or "")
 
 
 def test_a_signal_for_a_tool_that_is_off_counts_for_nothing() -> None:

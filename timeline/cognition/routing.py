@@ -36,6 +36,7 @@ __all__ = [
     "decide",
     "repair",
     "request",
+    "supported",
 ]
 
 LONGEST_TEXT = 8000
@@ -149,6 +150,24 @@ def decide(asking: Asking, response: LLMResponse) -> Decision | Malformed:
     answer = response.content
     read = _chosen(answer, asking) if asking.small else _described(answer, asking)
     return msgspec.structs.replace(read, answer=answer) if isinstance(read, Malformed) else read
+
+
+def supported(asking: Asking, decision: Decision) -> Decision:
+    """What is left of a description by a model too small for one, which was asked since those before it failed.
+
+    Args:
+        asking: As the bigger model was asked.
+        decision: What the small one said.
+
+    Returns:
+        Every certain tool; if there is none, those it named that the text speaks for.
+    """
+    possible = {signal.tool for signal in asking.possible}
+    certain = tuple(signal.tool for signal in asking.certain)
+    names = certain or tuple(name for name in decision.tools if name in possible)
+    reason = f"a very small model stood in, so only what the text speaks for counts; {decision.reason}"
+    complexity = _complexity(asking, names)
+    return msgspec.structs.replace(decision, tools=names, complexity=complexity, degraded=True, reason=reason)
 
 
 def by_signals(asking: Asking, malformed: Malformed) -> Decision:

@@ -155,7 +155,11 @@ class Steps:
                 async with aclosing(self._call(step_id, candidates, request)) as events:
                     async for event in events:
                         yield event
-                decided = routing.decide(asking, self._answer())
+                answer = self._answer()
+                decided = routing.decide(asking, answer)
+                if isinstance(decided, routing.Decision) and not small:
+                    answered = Candidate(answer.provider, answer.model, "")
+                    decided = routing.supported(asking, decided) if is_small(self._get, answered) else decided
             except UNREADABLE as exc:
                 decided = routing.Malformed(exc.kind)
             if isinstance(decided, routing.Decision):
