@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,23 @@ from pathlib import Path
 import pytest
 from support.command import Backend, Home, Zygote
 from support.local_model import LlamaServer, fetched_models
+
+
+def in_memory() -> None:
+    """Put temporary files into memory, where there is room: thousands of tests each wait for a disk many times over.
+
+    A killed process loses no more there than on a disk; what a power cut does, no test can show. `TMPDIR` wins.
+    """
+    memory = Path("/dev/shm")
+    if "TMPDIR" in os.environ or not os.access(memory, os.W_OK):
+        return
+    if shutil.disk_usage(memory).free >= ROOM_BYTES:
+        # Also for the workers and for the processes that tests start.
+        os.environ["TMPDIR"] = tempfile.tempdir = str(memory)
+
+
+ROOM_BYTES = 4 << 30
+in_memory()
 
 
 @pytest.fixture(scope="session")

@@ -195,7 +195,7 @@ async def test_without_any_word_there_is_nothing_to_search_for(store: EventStore
         await find(store, typed)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.sampled_from(
