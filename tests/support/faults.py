@@ -28,7 +28,6 @@ from timeline.events import (
     Event,
     MessageRef,
     NewEvent,
-    RateLimitWaited,
     RequestSent,
     ResponseCompleted,
     SessionStarted,
@@ -112,7 +111,7 @@ class Outcome:
 
     @property
     def trace(self) -> list[str]:
-        """What happened, a line each, as the log tells it."""
+        """What happened, a line each, as the log tells it; but for rate limits, which are another matter."""
         lines: list[str] = []
         who = ""
         for data in self.data(object):
@@ -132,8 +131,6 @@ class Outcome:
                 case CallRerouted():
                     names = [name.partition(":")[0].rstrip("0123456789") for name in (data.source, data.target)]
                     lines.append(f"{names[0]} → {names[1]}: {data.reason}")
-                case RateLimitWaited():
-                    lines.append("waited")
         return lines
 
 

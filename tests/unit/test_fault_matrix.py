@@ -7,7 +7,7 @@ was recorded.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
@@ -28,6 +28,7 @@ Rule = Literal["again", "next", "stop"]
 """Asked again, and then the next candidate; the next candidate at once; or the failure stands."""
 
 IMPATIENT = Timeouts(connect=0.5, first_byte=0.5, between_chunks=0.5, total=0.5)
+GOING_ON = Timeouts(between_chunks=0.5, total=0.5)
 PATIENT = Timeouts()
 RESTART = Routing(on_stream_error="restart")
 ANSWER = either("Because.")
@@ -58,7 +59,7 @@ class Fault:
     @property
     def timeouts(self) -> Timeouts:
         """Silence is waited for briefly; on a busy machine all else may take its time."""
-        return IMPATIENT if FOREVER in (self.reply.before, *self.reply.body) else PATIENT
+        return IMPATIENT if self.reply.before else GOING_ON if FOREVER in self.reply.body else PATIENT
 
 
 STATUSES = {
@@ -127,6 +128,16 @@ def expected(fault: Fault, *, alone: bool, mends: bool, said: str = "") -> tuple
     return [*trace, f"a → b: {reason}", "b: answered"], 0, [tries, 1]
 
 
+async def each(
+    calls: Bench, faults: dict[str, Fault], call: Callable[[Fault], Coroutine[Any, Any, Outcome]]
+) -> dict[str, Outcome]:
+    """A call for each of them; those that wait in vain don't wait among all the others, who keep the machine busy."""
+    loud = {name: call(fault) for name, fault in faults.items() if fault.timeouts is PATIENT}
+    outcomes = await calls.together(loud)
+    silent = {name: call(fault) for name, fault in faults.items() if name not in loud}
+    return outcomes | await calls.together(silent)
+
+
 def told(outcome: Outcome) -> tuple[list[str], int, list[int]]:
     return outcome.trace, outcome.code, outcome.requests
 
@@ -144,13 +155,9 @@ async def test_what_follows_from_a_failure_before_the_first_words(
         first = [fault.reply, ANSWER] if mends else [fault.reply]
         return [first] if alone else [first, ANSWER]
 
-    outcomes: dict[str, Outcome] = {}
-    # Those that wait for nothing are not to be kept from it by all the others.
-    for timeouts in (PATIENT, IMPATIENT):
-        some = {name: fault for name, fault in faults.items() if fault.timeouts is timeouts}
-        outcomes |= await calls.together(
-            {name: calls.call(*servers(fault), stream=stream, timeouts=timeouts) for name, fault in some.items()}
-        )
+    outcomes = await each(
+        calls, faults, lambda fault: calls.call(*servers(fault), stream=stream, timeouts=fault.timeouts)
+    )
 
     wanted = {name: expected(fault, alone=alone, mends=mends) for name, fault in faults.items()}
     assert wanted == {name: told(outcome) for name, outcome in outcomes.items()}
@@ -203,9 +210,7 @@ PARTIAL = " after some words"
 
 
 async def test_an_answer_that_breaks_off_is_kept_and_nobody_else_is_asked(calls: Bench) -> None:
-    outcomes = await calls.together(
-        {name: calls.call(fault.reply, ANSWER, timeouts=fault.timeouts) for name, fault in BROKEN.items()}
-    )
+    outcomes = await each(calls, BROKEN, lambda fault: calls.call(fault.reply, ANSWER, timeouts=fault.timeouts))
 
     wanted = {name: ([f"a: {fault.kind}{PARTIAL}"], fault.code, [1, 0]) for name, fault in BROKEN.items()}
     assert wanted == {name: told(outcome) for name, outcome in outcomes.items()}
@@ -224,8 +229,8 @@ async def test_where_it_may_restart_the_same_rules_hold_as_before_the_first_word
         first = [fault.reply, ANSWER] if mends else [fault.reply]
         return [first] if alone else [first, ANSWER]
 
-    outcomes = await calls.together(
-        {name: calls.call(*servers(fault), timeouts=fault.timeouts, routing=RESTART) for name, fault in BROKEN.items()}
+    outcomes = await each(
+        calls, BROKEN, lambda fault: calls.call(*servers(fault), timeouts=fault.timeouts, routing=RESTART)
     )
 
     wanted = {name: expected(fault, alone=alone, mends=mends, said=PARTIAL) for name, fault in BROKEN.items()}
