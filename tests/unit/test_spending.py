@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from sqlalchemy import Connection, Select
+from sqlalchemy import Connection
 from support.stores import NOON, OWNER, Scribe, look, opened, read_models
 
 from timeline import events as e
@@ -19,6 +19,7 @@ from timeline.config import BudgetConfig
 from timeline.events import EventData, NewEvent
 from timeline.projections import budgets
 from timeline.projections.budgets import BudgetState, Period, period, read_budgets
+from timeline.statements import Statement
 from timeline.store import EventStore
 
 SECOND = 1_000_000
@@ -331,8 +332,8 @@ async def test_folded_in_another_order_the_sums_lie_the_same_in_the_file(store: 
 
 
 async def test_a_budget_is_read_from_few_rows_however_long_the_log_is(store: EventStore) -> None:
-    def plan(conn: Connection, query: Select[Any]) -> str:
-        sql = str(query.compile(conn))
+    def plan(conn: Connection, query: Statement) -> str:
+        sql = str(query.core.compile(conn))
         rows = conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", ("",) * sql.count("?"))
         return " ".join(str(row[-1]) for row in rows)
 

@@ -10,11 +10,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, func, literal_column, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import (
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    bindparam,
+    func,
+    literal,
+    literal_column,
+    select,
+    update,
+)
 
 from timeline.errors import NotFound, StoreDamaged, StoreTooNew
 from timeline.events import Event
+from timeline.statements import Statement, overwriting
 
 __all__ = ["Projection", "Projections"]
 
@@ -31,13 +44,8 @@ _checkpoints = Table(
 )
 
 
-# Made once: they run with every append.
-_KNOWN = select(_checkpoints)
-_ADVANCE = insert(_checkpoints)
-_ADVANCE = _ADVANCE.on_conflict_do_update(
-    index_elements=["name"],
-    set_={"version": _ADVANCE.excluded.version, "position": _ADVANCE.excluded.position},
-)
+_KNOWN = Statement(select(_checkpoints))
+_SET = overwriting(_checkpoints)
 
 
 class Projection(ABC):
@@ -92,6 +100,13 @@ class Projections:
 
     def __init__(self, projections: Iterable[Projection]) -> None:
         self._all = tuple(projections)
+        self._advance = Statement(
+            update(_checkpoints)
+            .where(_checkpoints.c.position == bindparam("before"))
+            # Others may be of a release that has more of them.
+            .where(_checkpoints.c.name.in_([literal(projection.name) for projection in self._all]))
+            .values(position=bindparam("after"))
+        )
 
     # -------------------------------------------------------------- inline
 
@@ -123,7 +138,7 @@ class Projections:
             for projection in folded:
                 projection.apply(conn, event)
         if folded:
-            self._set_checkpoints(conn, folded, events[-1].position)
+            self._advance.run(conn, {"before": events[0].position - 1, "after": events[-1].position})
 
     # -------------------------------------------------------------- opening
 
@@ -260,12 +275,12 @@ class Projections:
 
     @staticmethod
     def _checkpoints(conn: Connection) -> dict[str, tuple[int, int]]:
-        return {row.name: (row.version, row.position) for row in conn.execute(_KNOWN)}
+        return {row.name: (row.version, row.position) for row in _KNOWN.all(conn)}
 
     @staticmethod
     def _set_checkpoints(conn: Connection, projections: Iterable[Projection], position: int) -> None:
         rows = [{"name": item.name, "version": item.version, "position": position} for item in projections]
-        conn.execute(_ADVANCE, rows)
+        _SET.run_all(conn, rows)
 
 
 def _refuse_newer(projection: Projection, version: int) -> None:

@@ -22,11 +22,11 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from timeline.events import BatchEnded, BatchStarted, BatchSubmitted, Event, Owner, TurnStarted
 from timeline.projections import Projection
 from timeline.projections.blocks import sessions
+from timeline.statements import Statement, overwriting
 
 __all__ = [
     "Batches",
@@ -81,21 +81,19 @@ submissions = Table(
     Column("requests", Integer, nullable=False),
 )
 
-_begin = sqlite_insert(batches)
-_begin = _begin.on_conflict_do_update(
-    index_elements=["session_id"],
-    set_={name: _begin.excluded[name] for name in ("batch", "position", "owner_host", "owner_pid", "owner_started")},
-)
-_end = (
+_begin = overwriting(batches)
+_end = Statement(
     update(batches)
     .where(batches.c.session_id == bindparam("of_session"))
     .values(owner_host=None, owner_pid=None, owner_started=None)
 )
-_submit = insert(submissions).prefix_with("OR IGNORE")
-_ask = insert(batch_items).prefix_with("OR IGNORE")
+_submit = Statement(insert(submissions).prefix_with("OR IGNORE"))
+_ask = Statement(insert(batch_items).prefix_with("OR IGNORE"))
 _this_turn = (batch_items.c.turn_id == bindparam("of_turn")) & (batch_items.c.state == literal_column("'open'"))
-_complete = update(batch_items).where(_this_turn).values(state="completed", last_position=bindparam("position"))
-_drop = delete(batch_items).where(_this_turn)
+_complete = Statement(
+    update(batch_items).where(_this_turn).values(state="completed", last_position=bindparam("position"))
+)
+_drop = Statement(delete(batch_items).where(_this_turn))
 
 
 class Batches(Projection):
@@ -118,12 +116,12 @@ class Batches(Projection):
                     "owner_pid": began.owner.pid,
                     "owner_started": began.owner.started,
                 }
-                conn.execute(_begin, row)
+                _begin.run(conn, row)
             case _, BatchEnded():
-                conn.execute(_end, {"of_session": event.session_id})
+                _end.run(conn, {"of_session": event.session_id})
             case _, BatchSubmitted() as told:
                 row = {name: getattr(told, name) for name in told.__struct_fields__}
-                conn.execute(_submit, row | {"session_id": event.session_id})
+                _submit.run(conn, row | {"session_id": event.session_id})
             case _, TurnStarted(item=str() as item):
                 row = {
                     "turn_id": event.turn_id,
@@ -132,11 +130,11 @@ class Batches(Projection):
                     "state": "open",
                     "first_position": event.position,
                 }
-                conn.execute(_ask, row)
+                _ask.run(conn, row)
             case "turn.completed", _:
-                conn.execute(_complete, {"of_turn": event.turn_id, "position": event.position})
+                _complete.run(conn, {"of_turn": event.turn_id, "position": event.position})
             case (("turn.failed" | "turn.interrupted"), _):
-                conn.execute(_drop, {"of_turn": event.turn_id})
+                _drop.run(conn, {"of_turn": event.turn_id})
 
 
 class KnownBatch(Struct, frozen=True):

@@ -28,6 +28,7 @@ from timeline.errors import AmbiguousName, NotFound
 from timeline.events import Event, Owner
 from timeline.projections import Projection
 from timeline.projections.drawn import Attempt, Folding, Fragment, Note, Session, Step, ToolUse, Turn, fold, sources
+from timeline.statements import Statement
 
 __all__ = [
     "Attempt",
@@ -100,21 +101,21 @@ steps = Table(
 # ------------------------------------------------------------------ the read model
 
 
-_begin_session = insert(sessions).prefix_with("OR IGNORE")
+_begin_session = Statement(insert(sessions).prefix_with("OR IGNORE"))
 _this_session = sessions.c.session_id == bindparam("of_session")
-_title_session = update(sessions).where(_this_session).values(title=bindparam("title"))
-_advance_session = (
+_title_session = Statement(update(sessions).where(_this_session).values(title=bindparam("title")))
+_advance_session = Statement(
     update(sessions)
     .where(_this_session)
     .values(last_at=bindparam("at"), last_position=bindparam("position"), turns=sessions.c.turns + 1)
 )
-_begin_turn = (
+_begin_turn = Statement(
     insert(turns)
     .prefix_with("OR IGNORE")
     .values(number=func.coalesce(select(sessions.c.turns).where(_this_session).scalar_subquery(), 1), state="open")
 )
 # The owner matters only while the turn is open.
-_end_turn = (
+_end_turn = Statement(
     update(turns)
     .where(turns.c.turn_id == bindparam("of_turn"), _is_open)
     .values(
@@ -127,8 +128,8 @@ _end_turn = (
         owner_started=None,
     )
 )
-_begin_step = insert(steps).prefix_with("OR IGNORE")
-_end_step = (
+_begin_step = Statement(insert(steps).prefix_with("OR IGNORE"))
+_end_step = Statement(
     update(steps)
     .where(steps.c.step_id == bindparam("of_step"), steps.c.state == "open")
     .values(state=bindparam("state"), duration_us=bindparam("duration_us"))
@@ -155,11 +156,11 @@ class Blocks(Projection):
                     "last_position": event.position,
                     "turns": 0,
                 }
-                conn.execute(_begin_session, row)
+                _begin_session.run(conn, row)
             case _, e.SessionRenamed(title):
-                conn.execute(_title_session, {"of_session": event.session_id, "title": title})
+                _title_session.run(conn, {"of_session": event.session_id, "title": title})
             case "session.redacted", _:
-                conn.execute(_title_session, {"of_session": event.session_id, "title": None})
+                _title_session.run(conn, {"of_session": event.session_id, "title": None})
             case "turn.started", data:
                 self._begin_turn(conn, event, data.owner if isinstance(data, e.TurnStarted) else None)
             case (("turn.completed" | "turn.failed" | "turn.interrupted"), data):
@@ -170,7 +171,7 @@ class Blocks(Projection):
                     "answer_call": data.answer_call if isinstance(data, e.TurnCompleted) else None,
                     "reason": data.error.kind if isinstance(data, e.TurnFailed) else getattr(data, "reason", None),
                 }
-                conn.execute(_end_turn, row)
+                _end_turn.run(conn, row)
             case _, (e.StepStarted() | e.StepSkipped()) as data:
                 row = {
                     "step_id": event.step_id,
@@ -179,19 +180,19 @@ class Blocks(Projection):
                     "number": data.index,
                     "state": "skipped" if isinstance(data, e.StepSkipped) else "open",
                 }
-                conn.execute(_begin_step, row)
+                _begin_step.run(conn, row)
             case (("step.completed" | "step.failed"), data):
                 row = {
                     "of_step": event.step_id,
                     "state": event.type.removeprefix("step."),
                     "duration_us": getattr(data, "duration_us", None),
                 }
-                conn.execute(_end_step, row)
+                _end_step.run(conn, row)
 
     @staticmethod
     def _begin_turn(conn: Connection, event: Event, owner: Owner | None) -> None:
         of_session = {"of_session": event.session_id}
-        conn.execute(_advance_session, of_session | {"at": event.recorded_at, "position": event.position})
+        _advance_session.run(conn, of_session | {"at": event.recorded_at, "position": event.position})
         row = {
             "turn_id": event.turn_id,
             "session_id": event.session_id,
@@ -200,7 +201,7 @@ class Blocks(Projection):
             "owner_pid": owner.pid if owner else None,
             "owner_started": owner.started if owner else None,
         }
-        conn.execute(_begin_turn, of_session | row)
+        _begin_turn.run(conn, of_session | row)
 
 
 class SessionRow(Struct, frozen=True):

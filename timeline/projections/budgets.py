@@ -8,12 +8,14 @@ from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 from sqlalchemy import ColumnElement, Connection, Text, and_, bindparam, func, literal_column, or_, select
 
 from timeline.config import BudgetConfig
 from timeline.projections.calls import attempts
 from timeline.projections.usage import DAY, budget_alerts, spending
+from timeline.statements import Statement
 
 __all__ = ["BudgetState", "Period", "applies", "period", "read_budgets"]
 
@@ -135,10 +137,10 @@ def read_budgets(
         return ()
     ids = {"session": session_id, "turn": turn_id, "call": call_id}
     windows = [_window(budget, now, ids, tz) for budget in chosen]
-    is_open = [_Open(*row) for row in conn.execute(OPEN)]
+    is_open = [_Open(*row) for row in OPEN.all(conn)]
     told: defaultdict[tuple[str, str, int], list[int]] = defaultdict(list)
-    names = {"budgets": [budget.name for budget in chosen], "windows": [window.label for window in windows]}
-    for name, label, limit, threshold in conn.execute(ALERTED, names):
+    pairs = [(budget.name, window.label) for budget, window in zip(chosen, windows, strict=True)]
+    for name, label, limit, threshold in ALERTED.all(conn, {"pairs": msgspec.json.encode(pairs).decode()}):
         told[name, label, limit].append(threshold)
     states = []
     for budget, window in zip(chosen, windows, strict=True):
@@ -214,7 +216,7 @@ def _spent(conn: Connection, budget: BudgetConfig, window: _Window) -> tuple[int
     provider, _, model = (budget.model or "").partition(":")
     whose = {"of_provider": budget.provider or provider or None, "of_model": model or None}
     if window.period is None:
-        sums = conn.execute(OF_SCOPE, {"of_scope": window.scope, **whose}).one()
+        sums = OF_SCOPE.one(conn, {"of_scope": window.scope, **whose})
         return sums.nano_usd, sums.tokens, sums.unpriced
     starts_at, ends_at = window.period.starts_at, window.period.ends_at
     # Quarters of an hour up to the first midnight of UTC, then days, then quarters again: the same sum from fewer rows.
@@ -222,7 +224,7 @@ def _spent(conn: Connection, budget: BudgetConfig, window: _Window) -> tuple[int
     if first_day > last_day:
         first_day = last_day = ends_at
     times = {"starts_at": starts_at, "first_day": first_day, "last_day": last_day, "ends_at": ends_at}
-    sums = conn.execute(OF_PERIOD, times | whose).one()
+    sums = OF_PERIOD.one(conn, times | whose)
     return sums.nano_usd, sums.tokens, sums.unpriced
 
 
@@ -240,42 +242,47 @@ def _is_held(budget: BudgetConfig, window: _Window, attempt: _Open) -> bool:
 
 
 _a, _s, _b = attempts.c, spending.c, budget_alerts.c
-OPEN = select(
-    _a.provider,
-    _a.model,
-    _a.started_at,
-    _a.reserved_nano_usd,
-    _a.reserved_tokens,
-    _a.session_id,
-    _a.turn_id,
-    _a.call_id,
-).where(
-    # A literal, not a parameter: only then does SQLite use the partial index.
-    _a.state == literal_column("'open'"),
-    # What runs on this machine and costs nothing is exempt.
-    (_a.local == 0) | (_a.reserved_nano_usd > 0),
+OPEN = Statement(
+    select(
+        _a.provider,
+        _a.model,
+        _a.started_at,
+        _a.reserved_nano_usd,
+        _a.reserved_tokens,
+        _a.session_id,
+        _a.turn_id,
+        _a.call_id,
+    ).where(
+        # A literal, not a parameter: only then does SQLite use the partial index.
+        _a.state == literal_column("'open'"),
+        # What runs on this machine and costs nothing is exempt.
+        (_a.local == 0) | (_a.reserved_nano_usd > 0),
+    )
 )
-ALERTED = (
+_pair = func.json_each(bindparam("pairs")).table_valued("value").c.value
+ALERTED = Statement(
     select(_b.budget, _b.window, _b.limit, _b.threshold_percent)
-    .where(_b.budget.in_(bindparam("budgets", expanding=True)), _b.window.in_(bindparam("windows", expanding=True)))
+    .where(_b.budget == func.json_extract(_pair, "$[0]"), _b.window == func.json_extract(_pair, "$[1]"))
     .order_by(_b.threshold_percent)
 )
 
 _sums = [func.coalesce(func.sum(_s[name]), 0).label(name) for name in ("nano_usd", "tokens", "unpriced")]
 _provider, _model = bindparam("of_provider", type_=Text), bindparam("of_model", type_=Text)
 _whose = (_provider.is_(None) | (_s.provider == _provider)) & (_model.is_(None) | (_s.model == _model))
-OF_SCOPE = select(*_sums).where(_s.scope == bindparam("of_scope"), _s.starts_at == 0, _whose)
+OF_SCOPE = Statement(select(*_sums).where(_s.scope == bindparam("of_scope"), _s.starts_at == 0, _whose))
 
 
 def _between(scope: str, first: str, after: str) -> ColumnElement[bool]:
     return and_(_s.scope == scope, _s.starts_at >= bindparam(first), _s.starts_at < bindparam(after))
 
 
-OF_PERIOD = select(*_sums).where(
-    or_(
-        _between("quarter", "starts_at", "first_day"),
-        _between("day", "first_day", "last_day"),
-        _between("quarter", "last_day", "ends_at"),
-    ),
-    _whose,
+OF_PERIOD = Statement(
+    select(*_sums).where(
+        or_(
+            _between("quarter", "starts_at", "first_day"),
+            _between("day", "first_day", "last_day"),
+            _between("quarter", "last_day", "ends_at"),
+        ),
+        _whose,
+    )
 )

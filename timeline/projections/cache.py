@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from msgspec import Struct
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, bindparam, delete, select
-from sqlalchemy.dialects.sqlite import insert
 
 from timeline.events import Event, ResponseCompleted
 from timeline.projections import Projection
-from timeline.projections.calls import OpenAttempt, attempts, open_attempts
+from timeline.projections.calls import OpenAttempt, attempts, open_attempt, open_where
 from timeline.projections.usage import usage
+from timeline.statements import Statement, overwriting
 
 __all__ = ["WHOLE", "Cache", "Cached", "cached", "find_cached", "under_way"]
 
@@ -31,16 +31,14 @@ cached = Table(
     sqlite_with_rowid=False,
 )
 
-_made = select(attempts.c.request_digest).where(
-    attempts.c.call_id == bindparam("of_call"), attempts.c.attempt == bindparam("of_attempt")
+_made = Statement(
+    select(attempts.c.request_digest).where(
+        attempts.c.call_id == bindparam("of_call"), attempts.c.attempt == bindparam("of_attempt")
+    )
 )
-_keep = insert(cached)
-_keep = _keep.on_conflict_do_update(
-    index_elements=["request_digest"],
-    set_={name: _keep.excluded[name] for name in cached.columns.keys() if name != "request_digest"},  # noqa: SIM118
-)
-_forget = delete(cached).where(cached.c.session_id == bindparam("of_session"))
-_find = (
+_keep = overwriting(cached)
+_forget = Statement(delete(cached).where(cached.c.session_id == bindparam("of_session")))
+_find = Statement(
     select(
         cached.c.session_id,
         cached.c.call_id,
@@ -57,6 +55,7 @@ _find = (
     .outerjoin(usage, (usage.c.call_id == cached.c.call_id) & (usage.c.attempt == cached.c.attempt))
     .where(cached.c.request_digest == bindparam("digest"), cached.c.completed_at >= bindparam("since"))
 )
+_under_way = open_where(attempts.c.request_digest == bindparam("digest"))
 
 
 class Cache(Projection):
@@ -71,7 +70,7 @@ class Cache(Projection):
         """See `Projection.apply`."""
         match event.type, event.data:
             case _, ResponseCompleted(finish_reason=reason) as done if reason in WHOLE:
-                digest = conn.execute(_made, {"of_call": event.call_id, "of_attempt": done.attempt}).scalar()
+                digest = _made.scalar(conn, {"of_call": event.call_id, "of_attempt": done.attempt})
                 if digest is not None:
                     row = {
                         "request_digest": digest,
@@ -81,9 +80,9 @@ class Cache(Projection):
                         "finish_reason": reason,
                         "completed_at": event.recorded_at,
                     }
-                    conn.execute(_keep, row)
+                    _keep.run(conn, row)
             case "session.redacted", _:
-                conn.execute(_forget, {"of_session": event.session_id})
+                _forget.run(conn, {"of_session": event.session_id})
 
 
 class Cached(Struct, frozen=True):
@@ -116,7 +115,7 @@ def find_cached(conn: Connection, digest: str, *, since: int = 0) -> Cached | No
         digest: See `timeline.events.RequestSent`.
         since: Only one completed at or after this instant, µs UTC.
     """
-    row = conn.execute(_find, {"digest": digest, "since": since}).first()
+    row = _find.first(conn, {"digest": digest, "since": since})
     if row is None:
         return None
     return Cached(
@@ -134,4 +133,4 @@ def find_cached(conn: Connection, digest: str, *, since: int = 0) -> Cached | No
 
 def under_way(conn: Connection, digest: str) -> list[OpenAttempt]:
     """Attempts at a request of that digest that have not ended, oldest first; their processes may have."""
-    return open_attempts(conn, attempts.c.request_digest == digest)
+    return [open_attempt(row) for row in _under_way.all(conn, {"digest": digest})]

@@ -27,8 +27,9 @@ from sqlalchemy import (
 
 from timeline.events import CallFailed, CallInterrupted, Event, Owner, RequestSent, ResponseCompleted, SessionRedacted
 from timeline.projections import Projection
+from timeline.statements import Row, Statement
 
-__all__ = ["Calls", "OpenAttempt", "attempts", "open_attempts", "where_recorded"]
+__all__ = ["Calls", "OpenAttempt", "attempts", "open_attempt", "open_attempts", "open_where", "where_recorded"]
 
 attempts = Table(
     "attempts",
@@ -64,9 +65,9 @@ _is_open = attempts.c.state == literal_column("'open'")
 Index("attempts_open", attempts.c.first_position, sqlite_where=_is_open)
 
 
-_begin = insert(attempts).prefix_with("OR IGNORE")
+_begin = Statement(insert(attempts).prefix_with("OR IGNORE"))
 # The first end counts. The owner matters only while the attempt is open.
-_end = (
+_end = Statement(
     update(attempts)
     .where(attempts.c.call_id == bindparam("of_call"), _is_open)
     .where(or_(bindparam("of_attempt", type_=Integer).is_(None), attempts.c.attempt == bindparam("of_attempt")))
@@ -81,7 +82,7 @@ _end = (
         owner_started=None,
     )
 )
-_explain = (
+_explain = Statement(
     update(attempts)
     .where(attempts.c.call_id == bindparam("of_call"), attempts.c.attempt == bindparam("of_attempt"))
     .values(reason=bindparam("reason"), duration_us=bindparam("duration_us"))
@@ -120,7 +121,7 @@ class Calls(Projection):
                     "reserved_tokens": sent.reserved_tokens,
                     "request_digest": sent.request_digest,
                 }
-                conn.execute(_begin, row)
+                _begin.run(conn, row)
             case ResponseCompleted() as done:
                 values = (done.attempt, done.finish_reason, done.duration_us, done.time_to_first_token_us)
                 _finish(conn, event, "completed", values)
@@ -131,7 +132,7 @@ class Calls(Projection):
             case SessionRedacted() as redacted:
                 for known in redacted.failed:
                     which = {"of_call": known.call_id, "of_attempt": known.attempt}
-                    conn.execute(_explain, which | {"reason": known.kind, "duration_us": known.duration_us})
+                    _explain.run(conn, which | {"reason": known.kind, "duration_us": known.duration_us})
             case None if event.type == "call.failed":
                 # Forgotten: which attempt it was is gone with the body; it is the call's open one.
                 _finish(conn, event, "failed", (None, None, None, None))
@@ -142,7 +143,7 @@ def _finish(
 ) -> None:
     names = ("of_attempt", "reason", "duration_us", "time_to_first_token_us")
     row = dict(zip(names, values, strict=True))
-    conn.execute(_end, row | {"of_call": event.call_id, "state": state, "last_position": event.position})
+    _end.run(conn, row | {"of_call": event.call_id, "state": state, "last_position": event.position})
 
 
 class OpenAttempt(Struct, frozen=True):
@@ -164,24 +165,30 @@ class OpenAttempt(Struct, frozen=True):
 
 def open_attempts(conn: Connection, *conditions: ColumnElement[bool]) -> list[OpenAttempt]:
     """Every attempt that has not ended and is as `conditions` say, oldest first."""
-    query = select(attempts).where(_is_open, *conditions).order_by(attempts.c.first_position)
-    return [
-        OpenAttempt(
-            session_id=row.session_id,
-            turn_id=row.turn_id,
-            step_id=row.step_id,
-            call_id=row.call_id,
-            attempt=row.attempt,
-            provider=row.provider,
-            model=row.model,
-            first_position=row.first_position,
-            started_at=row.started_at,
-            estimated_input_tokens=row.estimated_input_tokens,
-            local=bool(row.local),
-            owner=Owner(row.owner_host, row.owner_pid, row.owner_started),
-        )
-        for row in conn.execute(query)
-    ]
+    return [open_attempt(row) for row in open_where(*conditions).all(conn)]
+
+
+def open_where(*conditions: ColumnElement[bool]) -> Statement:
+    """What `open_attempts` runs, for those who run it with every call."""
+    return Statement(select(attempts).where(_is_open, *conditions).order_by(attempts.c.first_position))
+
+
+def open_attempt(row: Row) -> OpenAttempt:
+    """One of its rows."""
+    return OpenAttempt(
+        session_id=row.session_id,
+        turn_id=row.turn_id,
+        step_id=row.step_id,
+        call_id=row.call_id,
+        attempt=row.attempt,
+        provider=row.provider,
+        model=row.model,
+        first_position=row.first_position,
+        started_at=row.started_at,
+        estimated_input_tokens=row.estimated_input_tokens,
+        local=bool(row.local),
+        owner=Owner(row.owner_host, row.owner_pid, row.owner_started),
+    )
 
 
 def where_recorded(conn: Connection, calls: Collection[str]) -> dict[str, tuple[str, int, int | None]]:

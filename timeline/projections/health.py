@@ -14,12 +14,24 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from msgspec import Struct
-from sqlalchemy import Column, Connection, Integer, MetaData, Row, Table, Text, bindparam, func, literal_column, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import (
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    bindparam,
+    func,
+    literal,
+    literal_column,
+    select,
+)
 
 from timeline.events import BATCH_KEY, CallFailed, Event, Owner, ResponseCompleted
 from timeline.projections import Projection
 from timeline.projections.calls import attempts
+from timeline.statements import Row, Statement, overwriting
 
 __all__ = [
     "COOLDOWN",
@@ -75,35 +87,31 @@ model_stats = Table(
 )
 
 _a = attempts.c
-_attempt = select(attempts).where(_a.call_id == bindparam("of_call"), _a.attempt == bindparam("of_attempt"))
+_attempt = Statement(select(attempts).where(_a.call_id == bindparam("of_call"), _a.attempt == bindparam("of_attempt")))
 _of_model = (
     _a.provider == bindparam("of_provider"),
     _a.model == bindparam("of_model"),
     func.coalesce(_a.key, "") != BATCH_KEY,
 )
-_lately = (
+_lately = Statement(
     select(func.count(), func.count().filter(_a.state == "failed"))
     .where(*_of_model, _a.started_at > bindparam("since"))
-    .where((_a.state == "completed") | ((_a.state == "failed") & _a.reason.in_(sorted(FAILURES))))
-)
-_health_of = select(health).where(
-    health.c.provider == bindparam("of_provider"), health.c.model == bindparam("of_model")
-)
-_stats_of = select(model_stats).where(
-    model_stats.c.provider == bindparam("of_provider"), model_stats.c.model == bindparam("of_model")
-)
-
-
-def _replacing(table: Table) -> Any:
-    write = insert(table)
-    return write.on_conflict_do_update(
-        index_elements=[column.name for column in table.primary_key],
-        set_={column.name: write.excluded[column.name] for column in table.columns if not column.primary_key},
+    .where(
+        (_a.state == "completed")
+        | ((_a.state == "failed") & _a.reason.in_([literal(kind) for kind in sorted(FAILURES)]))
     )
+)
+_health_of = Statement(
+    select(health).where(health.c.provider == bindparam("of_provider"), health.c.model == bindparam("of_model"))
+)
+_stats_of = Statement(
+    select(model_stats).where(
+        model_stats.c.provider == bindparam("of_provider"), model_stats.c.model == bindparam("of_model")
+    )
+)
 
-
-_write_health = _replacing(health)
-_write_stats = _replacing(model_stats)
+_write_health = overwriting(health)
+_write_stats = overwriting(model_stats)
 
 
 class HealthProjection(Projection):
@@ -128,30 +136,30 @@ class HealthProjection(Projection):
                     _count(conn, event, attempt, None)
 
 
-def _ended(conn: Connection, event: Event, number: int) -> Row[Any] | None:
+def _ended(conn: Connection, event: Event, number: int) -> Row | None:
     """The attempt that this event ended; None if another one did before, or it was a provider's batch that took hours."""
-    attempt = conn.execute(_attempt, {"of_call": event.call_id, "of_attempt": number}).one_or_none()
+    attempt = _attempt.first(conn, {"of_call": event.call_id, "of_attempt": number})
     counts = attempt is not None and attempt.last_position == event.position and attempt.key != BATCH_KEY
     return attempt if counts else None
 
 
-def _of(attempt: Row[Any]) -> dict[str, Any]:
+def _of(attempt: Row) -> dict[str, Any]:
     return {"of_provider": attempt.provider, "of_model": attempt.model}
 
 
-def _succeed(conn: Connection, event: Event, attempt: Row[Any]) -> None:
-    known = conn.execute(_health_of, _of(attempt)).one_or_none()
+def _succeed(conn: Connection, event: Event, attempt: Row) -> None:
+    known = _health_of.first(conn, _of(attempt))
     if known is None or (known.in_a_row == 0 and known.opened_at is None):
         return
     row = known._asdict() | {"in_a_row": 0}
     # What was sent before the circuit opened says little of the service as it is now.
     if known.opened_at is not None and attempt.started_at > known.opened_at:
         row |= {"opened_at": None, "reason": None, "closed_at": event.recorded_at}
-    conn.execute(_write_health, row)
+    _write_health.run(conn, row)
 
 
-def _fail(conn: Connection, event: Event, attempt: Row[Any], kind: str) -> None:
-    known = conn.execute(_health_of, _of(attempt)).one_or_none()
+def _fail(conn: Connection, event: Event, attempt: Row, kind: str) -> None:
+    known = _health_of.first(conn, _of(attempt))
     row = {
         "provider": attempt.provider,
         "model": attempt.model,
@@ -167,12 +175,12 @@ def _fail(conn: Connection, event: Event, attempt: Row[Any], kind: str) -> None:
         opens = row["in_a_row"] >= IN_A_ROW or _mostly_fails(conn, event, attempt, row["closed_at"])
     if opens:
         row |= {"opened_at": event.recorded_at, "reason": kind}
-    conn.execute(_write_health, row)
+    _write_health.run(conn, row)
 
 
-def _mostly_fails(conn: Connection, event: Event, attempt: Row[Any], closed_at: int) -> bool:
+def _mostly_fails(conn: Connection, event: Event, attempt: Row, closed_at: int) -> bool:
     since = max(event.recorded_at - WITHIN, closed_at)
-    ended, failed = conn.execute(_lately, _of(attempt) | {"since": since}).one()
+    ended, failed = _lately.one(conn, _of(attempt) | {"since": since})
     return bool(ended >= AT_LEAST and 2 * failed > ended)
 
 
@@ -180,8 +188,8 @@ def _moved(average: int | None, value: int) -> int:
     return value if average is None else average + (value - average) // 8
 
 
-def _count(conn: Connection, event: Event, attempt: Row[Any], done: ResponseCompleted | None) -> None:
-    known = conn.execute(_stats_of, _of(attempt)).one_or_none()
+def _count(conn: Connection, event: Event, attempt: Row, done: ResponseCompleted | None) -> None:
+    known = _stats_of.first(conn, _of(attempt))
     row: dict[str, Any] = {
         "provider": attempt.provider,
         "model": attempt.model,
@@ -215,7 +223,7 @@ def _count(conn: Connection, event: Event, attempt: Row[Any], done: ResponseComp
         if done.cost.nano_usd is not None:
             row["priced"] += 1
             row["nano_usd"] += done.cost.nano_usd
-    conn.execute(_write_stats, row)
+    _write_stats.run(conn, row)
 
 
 # ------------------------------------------------------------------ the facts
@@ -237,7 +245,7 @@ class Health(Struct, frozen=True):
     probe_at: int | None = None
 
 
-_probes = (
+_probes = Statement(
     select(_a.started_at, _a.owner_host, _a.owner_pid, _a.owner_started)
     .where(*_of_model, _a.state == literal_column("'open'"), _a.started_at > bindparam("since"))
     .order_by(_a.started_at.desc())
@@ -266,7 +274,7 @@ def read_health(
         alive: Whether a process still runs; a dead one's probe is none.
     """
     which = {"of_provider": provider, "of_model": model}
-    known = conn.execute(_health_of, which).one_or_none()
+    known = _health_of.first(conn, which)
     if known is None:
         return Health()
     probe = None
@@ -275,7 +283,7 @@ def read_health(
         # The clock was set back; that must not keep it open until then.
         opened_at = now - COOLDOWN
     if known.opened_at is not None:
-        sent = conn.execute(_probes, which | {"since": known.opened_at})
+        sent = _probes.all(conn, which | {"since": known.opened_at})
         probe = next((at for at, host, pid, since in sent if host is None or alive(Owner(host, pid, since))), None)
     return Health(known.in_a_row, opened_at, known.reason, probe)
 

@@ -13,7 +13,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
-    Row,
     Text,
     and_,
     bindparam,
@@ -42,6 +41,7 @@ from timeline.projections.limits import (
     was_refused,
 )
 from timeline.projections.usage import usage
+from timeline.statements import Row, Statement
 
 __all__ = [
     "Configured",
@@ -196,7 +196,7 @@ _ended = and_(_u.call_id == _a.call_id, _u.attempt == _a.attempt)
 _of_key = func.coalesce(_a.key, "") == bindparam("of_key")
 _sums = (func.count(), func.coalesce(func.sum(_tokens), 0), func.coalesce(func.sum(_input), 0))
 
-_since_report = (
+_since_report = Statement(
     select(*_sums)
     .select_from(attempts.outerjoin(usage, _ended))
     .where(
@@ -209,10 +209,12 @@ _since_report = (
         not_(was_refused),
     )
 )
-_own = select(func.count()).where(
-    of_model, _a.started_at > bindparam("since"), _a.started_at <= bindparam("told_at"), not_(was_refused)
+_own = Statement(
+    select(func.count()).where(
+        of_model, _a.started_at > bindparam("since"), _a.started_at <= bindparam("told_at"), not_(was_refused)
+    )
 )
-_sent = (
+_sent = Statement(
     select(func.max(_arrived_at), *_sums)
     .select_from(attempts.outerjoin(usage, _ended))
     .where(_a.provider == bindparam("of_provider"), _of_key, _a.started_at > bindparam("since"), not_(was_refused))
@@ -220,21 +222,28 @@ _sent = (
     .group_by(_a.started_at // bindparam("width", type_=Integer))
     .order_by(literal_column("1"))
 )
-_after_refusal = (
+_after_refusal = Statement(
     select(_a.state, func.count().label("n"))
-    .where(of_model, _a.started_at >= bindparam("since"), _a.state.in_(["open", "completed"]))
+    .where(of_model, _a.started_at >= bindparam("since"), or_(_open, _a.state == "completed"))
     .group_by(_a.state)
 )
-_running = select(_a.owner_host, _a.owner_pid, _a.owner_started).where(
-    _a.state == literal_column("'open'"), _a.provider == bindparam("of_provider"), _of_key
+_running = Statement(
+    select(_a.owner_host, _a.owner_pid, _a.owner_started).where(
+        _a.state == literal_column("'open'"), _a.provider == bindparam("of_provider"), _of_key
+    )
 )
-_known_of_model = select(limits).where(
-    limits.c.provider == bindparam("of_provider"),
-    limits.c.model == bindparam("of_model"),
-    limits.c.key == bindparam("of_key"),
+_known_of_model = Statement(
+    select(limits).where(
+        limits.c.provider == bindparam("of_provider"),
+        limits.c.model == bindparam("of_model"),
+        limits.c.key == bindparam("of_key"),
+    )
 )
-_queue = select(waits).where(waits.c.provider == bindparam("of_provider"), waits.c.key == bindparam("of_key"))
-_queue = _queue.order_by(waits.c.position)
+_queue = Statement(
+    select(waits)
+    .where(waits.c.provider == bindparam("of_provider"), waits.c.key == bindparam("of_key"))
+    .order_by(waits.c.position)
+)
 
 
 def _everyone(_: Owner) -> bool:
@@ -266,7 +275,7 @@ def read_limits(
     """
     of_key = {"of_provider": provider, "of_key": key or ""}
     this = of_key | {"of_model": model}
-    rows = conn.execute(_known_of_model, this).all()
+    rows = _known_of_model.all(conn, this)
     rows = [row for row in rows if row.as_of <= now + MINUTE]
     told = tuple(found for row in rows if (found := _told(conn, row, this, now)) is not None)
     refused = next((_refusal(conn, row, this) for row in rows if _refuses(row, now)), None)
@@ -276,7 +285,7 @@ def read_limits(
     ahead, since = _ahead(conn, of_key, model, call_id, now, alive)
     running = 0
     if configured.max_concurrent is not None:
-        owners = conn.execute(_running, of_key)
+        owners = _running.all(conn, of_key)
         running = sum(host is None or alive(Owner(host, pid, started)) for host, pid, started in owners)
     return LimitFacts(
         told=told,
@@ -292,14 +301,14 @@ def read_limits(
 
 def _recent(conn: Connection, which: dict[str, Any], window: int, now: int) -> tuple[Sent, ...]:
     values = {"since": now - window - ON_THE_WAY, "width": max(window // BUCKETS, 1), "now": now}
-    return tuple(Sent(*row) for row in conn.execute(_sent, which | values))
+    return tuple(Sent(*row) for row in _sent.all(conn, which | values))
 
 
-def _told(conn: Connection, row: Row[Any], this: dict[str, Any], now: int) -> Told | None:
+def _told(conn: Connection, row: Row, this: dict[str, Any], now: int) -> Told | None:
     if row.name == REFUSAL or unit_of(row.name) is None or (row.allowed is None and row.remaining is None):
         return None
     values = {"as_of": row.as_of, "told_by": row.told_by, "now": now}
-    requests, tokens, inputs = conn.execute(_since_report, this | values).one()
+    requests, tokens, inputs = _since_report.one(conn, this | values)
     shape: Shape = "resets" if row.resets or (row.window_us or 0) > OWN_COUNT else "rolling"
     if row.agreed >= AGREEING and row.refill_us and row.reset_at is not None:
         shape = "gradual"
@@ -317,25 +326,25 @@ def _told(conn: Connection, row: Row[Any], this: dict[str, Any], now: int) -> To
     )
 
 
-def _ours(conn: Connection, row: Row[Any], this: dict[str, Any]) -> bool:
+def _ours(conn: Connection, row: Row, this: dict[str, Any]) -> bool:
     """Whether our own requests explain what the report counts."""
     if unit_of(row.name) != "requests" or row.confirmed < CONFIRMING or row.allowed is None or row.remaining is None:
         return False
     if row.window_us > OWN_COUNT:
         return False
     window = {"since": row.as_of - row.window_us - ON_THE_WAY, "told_at": row.told_at}
-    own: int = conn.execute(_own, this | window).scalar_one()
+    own: int = _own.scalar(conn, this | window)
     return bool(row.allowed - row.remaining <= own)
 
 
-def _refuses(row: Row[Any], now: int) -> bool:
+def _refuses(row: Row, now: int) -> bool:
     return row.name == REFUSAL and now < forgotten_at(row)
 
 
-def _refusal(conn: Connection, row: Row[Any], this: dict[str, Any]) -> Refused:
+def _refusal(conn: Connection, row: Row, this: dict[str, Any]) -> Refused:
     since: dict[str, int] = {}
     if not row.resets and row.allowed is None:
-        since = {row.state: row.n for row in conn.execute(_after_refusal, this | {"since": row.reset_at})}
+        since = {row.state: row.n for row in _after_refusal.all(conn, this | {"since": row.reset_at})}
     return Refused(
         until=row.reset_at,
         limit=row.allowed,
@@ -356,7 +365,7 @@ def _ahead(
 ) -> tuple[tuple[Waiter, ...], int | None]:
     """Who goes first, and since when the call itself waits."""
     ahead: list[Waiter] = []
-    for row in conn.execute(_queue, of_key):
+    for row in _queue.all(conn, of_key):
         if row.call_id == call_id:
             return tuple(ahead), row.since
         if row.until + GRACE < now:

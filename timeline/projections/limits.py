@@ -10,7 +10,6 @@ from sqlalchemy import (
     Float,
     Integer,
     MetaData,
-    Row,
     Table,
     Text,
     and_,
@@ -42,6 +41,7 @@ from timeline.events import (
 )
 from timeline.projections import Projection
 from timeline.projections.calls import attempts
+from timeline.statements import Row, Statement, overwriting
 
 __all__ = [
     "AGREEING",
@@ -136,7 +136,7 @@ def unit_of(name: str) -> Unit | None:
 
 
 _a = attempts.c
-_attempt = select(attempts).where(_a.call_id == bindparam("of_call"), _a.attempt == bindparam("of_attempt"))
+_attempt = Statement(select(attempts).where(_a.call_id == bindparam("of_call"), _a.attempt == bindparam("of_attempt")))
 of_model = and_(  # of_provider, of_model and of_key, the latter '' for none
     _a.provider == bindparam("of_provider"),
     _a.model == bindparam("of_model"),
@@ -144,28 +144,32 @@ of_model = and_(  # of_provider, of_model and of_key, the latter '' for none
 )
 was_refused = and_(_a.state == "failed", func.coalesce(_a.reason, "") == "rate_limited")
 # Those that had certainly arrived when the report's request was sent, and well within its window.
-_certain = select(func.count()).where(
-    of_model,
-    _a.started_at > bindparam("since"),
-    _a.started_at + _a.duration_us < bindparam("sent_at", type_=Integer),
-    _a.state == "completed",
+_certain = Statement(
+    select(func.count()).where(
+        of_model,
+        _a.started_at > bindparam("since"),
+        _a.started_at + _a.duration_us < bindparam("sent_at", type_=Integer),
+        _a.state == "completed",
+    )
 )
-_accepted = select(func.count()).where(of_model, _a.started_at > bindparam("since"), not_(was_refused))
+_accepted = Statement(select(func.count()).where(of_model, _a.started_at > bindparam("since"), not_(was_refused)))
 
-_row = select(limits).where(
-    limits.c.provider == bindparam("of_provider"),
-    limits.c.model == bindparam("of_model"),
-    limits.c.key == bindparam("of_key"),
-    limits.c.name == bindparam("of_name"),
+_row = Statement(
+    select(limits).where(
+        limits.c.provider == bindparam("of_provider"),
+        limits.c.model == bindparam("of_model"),
+        limits.c.key == bindparam("of_key"),
+        limits.c.name == bindparam("of_name"),
+    )
 )
-_write = insert(limits)
-_write = _write.on_conflict_do_update(
-    index_elements=[column.name for column in limits.primary_key],
-    set_={column.name: _write.excluded[column.name] for column in limits.columns if not column.primary_key},
+_write = overwriting(limits)
+_wait_of = Statement(select(waits).where(waits.c.call_id == bindparam("of_call")))
+_join = Statement(insert(waits).prefix_with("OR REPLACE"))
+_prune = Statement(delete(waits).where(waits.c.until < bindparam("before")))
+_leave_call, _leave_step, _leave_turn = (
+    Statement(delete(waits).where(column == bindparam("of")))
+    for column in (waits.c.call_id, waits.c.step_id, waits.c.turn_id)
 )
-_wait_of = select(waits).where(waits.c.call_id == bindparam("of_call"))
-_join = insert(waits).prefix_with("OR REPLACE")
-_prune = delete(waits).where(waits.c.until < bindparam("before"))
 
 
 class Limits(Projection):
@@ -185,22 +189,22 @@ class Limits(Projection):
         """See `Projection.apply`."""
         match event.data:
             case RequestSent() | CallRerouted() | CallCacheHit() | CallInterrupted():
-                _leave(conn, waits.c.call_id, event.call_id)
+                _leave(conn, _leave_call, event.call_id)
             case ResponseCompleted() as done:
-                _leave(conn, waits.c.call_id, event.call_id)
+                _leave(conn, _leave_call, event.call_id)
                 if done.rate_limits:
                     _report(conn, event, done.attempt, done.rate_limits)
             case CallFailed() as failed:
-                _leave(conn, waits.c.call_id, event.call_id)
+                _leave(conn, _leave_call, event.call_id)
                 _report(conn, event, failed.attempt, failed.rate_limits, failed.error)
             case RateLimitWaited() as waited:
                 _wait(conn, event, waited)
             case CallRetryScheduled() as retry:
                 _retry(conn, event, retry)
             case StepCompleted() | StepFailed():
-                _leave(conn, waits.c.step_id, event.step_id)
+                _leave(conn, _leave_step, event.step_id)
             case TurnCompleted() | TurnFailed() | TurnInterrupted():
-                _leave(conn, waits.c.turn_id, event.turn_id)
+                _leave(conn, _leave_turn, event.turn_id)
 
 
 def _report(
@@ -211,7 +215,7 @@ def _report(
     )
     if not told and not holds:
         return
-    attempt = conn.execute(_attempt, {"of_call": event.call_id, "of_attempt": number}).one_or_none()
+    attempt = _attempt.first(conn, {"of_call": event.call_id, "of_attempt": number})
     if attempt is None:
         return
     refused = error is not None and error.kind == "rate_limited"
@@ -223,15 +227,15 @@ def _report(
             _refuse(conn, event, attempt, error.retry_after, counts=not told)
 
 
-def _of(attempt: Row[Any], name: str) -> dict[str, Any]:
+def _of(attempt: Row, name: str) -> dict[str, Any]:
     return {"provider": attempt.provider, "model": attempt.model, "key": attempt.key or "", "name": name}
 
 
-def _known(conn: Connection, which: dict[str, Any]) -> Row[Any] | None:
-    return conn.execute(_row, {f"of_{name}": value for name, value in which.items()}).one_or_none()
+def _known(conn: Connection, which: dict[str, Any]) -> Row | None:
+    return _row.first(conn, {f"of_{name}": value for name, value in which.items()})
 
 
-def _tell(conn: Connection, event: Event, attempt: Row[Any], limit: RateLimit, *, refused: bool) -> None:
+def _tell(conn: Connection, event: Event, attempt: Row, limit: RateLimit, *, refused: bool) -> None:
     which = _of(attempt, limit.name)
     old = _known(conn, which)
     sent_at = attempt.started_at
@@ -241,7 +245,7 @@ def _tell(conn: Connection, event: Event, attempt: Row[Any], limit: RateLimit, *
     window, confirmed = _window(old, limit, span)
     # The clock may have been set: a report from the future is no newer one.
     if old is not None and sent_at < old.as_of <= event.recorded_at:
-        conn.execute(_write, old._asdict() | {"window_us": window, "confirmed": confirmed})
+        _write.run(conn, old._asdict() | {"window_us": window, "confirmed": confirmed})
         return
     used = None if limit.limit is None or limit.remaining is None else max(limit.limit - limit.remaining, 0)
     refill = None
@@ -260,7 +264,7 @@ def _tell(conn: Connection, event: Event, attempt: Row[Any], limit: RateLimit, *
         "agreed": _agreed(old, limit, used, refill),
         "resets": int(unit_of(limit.name) != "requests" or (not refused and _resets(conn, which, old, attempt, used))),
     }
-    conn.execute(_write, which | row)
+    _write.run(conn, which | row)
 
 
 def _round(span: int) -> int:
@@ -268,7 +272,7 @@ def _round(span: int) -> int:
     return next((window for window in ROUND_WINDOWS if span <= window <= span * 5 // 4), span)
 
 
-def _window(old: Row[Any] | None, limit: RateLimit, span: int | None) -> tuple[int | None, int]:
+def _window(old: Row | None, limit: RateLimit, span: int | None) -> tuple[int | None, int]:
     """The longest span seen, and how often it was seen again; where the limit resets at once, what was long ago fades."""
     span = None if span is None else _round(span)
     if old is None or old.window_us is None or old.allowed != limit.limit:
@@ -280,7 +284,7 @@ def _window(old: Row[Any] | None, limit: RateLimit, span: int | None) -> tuple[i
     return span, min(old.confirmed + 1, CONFIRMING) if span == known else 0
 
 
-def _agreed(old: Row[Any] | None, limit: RateLimit, used: int | None, refill: int | None) -> int:
+def _agreed(old: Row | None, limit: RateLimit, used: int | None, refill: int | None) -> int:
     """How many reports in a row say the same speed of refill, though they say different fills."""
     if old is None or old.allowed != limit.limit or not limit.limit:
         return 0
@@ -293,7 +297,7 @@ def _agreed(old: Row[Any] | None, limit: RateLimit, used: int | None, refill: in
     return min(agreed + 1, AGREEING) if 5 * abs(refill - old.refill_us) <= max(refill, old.refill_us) else 0
 
 
-def _resets(conn: Connection, which: dict[str, Any], old: Row[Any] | None, attempt: Row[Any], used: int | None) -> bool:
+def _resets(conn: Connection, which: dict[str, Any], old: Row | None, attempt: Row, used: int | None) -> bool:
     """Whether the limit forgets at once: fewer count than have certainly arrived in the last half of its window."""
     if old is None or old.window_us is None or old.window_us > OWN_COUNT or used is None:
         return bool(old.resets) if old is not None else False
@@ -301,11 +305,11 @@ def _resets(conn: Connection, which: dict[str, Any], old: Row[Any] | None, attem
         return True
     values = {f"of_{name}": value for name, value in which.items() if name != "name"}
     window = {"since": attempt.started_at - old.window_us // 2, "sent_at": attempt.started_at}
-    certain: int = conn.execute(_certain, values | window).scalar_one()
+    certain: int = _certain.scalar(conn, values | window)
     return used < certain + 1
 
 
-def _refuse(conn: Connection, event: Event, attempt: Row[Any], retry_after: float | None, *, counts: bool) -> None:
+def _refuse(conn: Connection, event: Event, attempt: Row, retry_after: float | None, *, counts: bool) -> None:
     """Hold others back; where no header told a limit, the last window's accepted requests stand for it."""
     which = _of(attempt, REFUSAL)
     old = _known(conn, which)
@@ -322,7 +326,7 @@ def _refuse(conn: Connection, event: Event, attempt: Row[Any], retry_after: floa
     allowed = None
     if counts and window <= OWN_COUNT:
         values = {f"of_{name}": value for name, value in which.items() if name != "name"}
-        accepted: int = conn.execute(_accepted, values | {"since": event.recorded_at - window}).scalar_one()
+        accepted: int = _accepted.scalar(conn, values | {"since": event.recorded_at - window})
         accepted = accepted if most is None else min(accepted, most)
         allowed = accepted if accepted > 1 else None
     row = {
@@ -338,18 +342,18 @@ def _refuse(conn: Connection, event: Event, attempt: Row[Any], retry_after: floa
         "agreed": 0,
         "resets": int(not counts),
     }
-    conn.execute(_write, which | row)
+    _write.run(conn, which | row)
 
 
-def forgotten_at(refusal: Row[Any]) -> int:
+def forgotten_at(refusal: Row) -> int:
     """When a refusal says nothing about the present any more."""
     at: int = max(refusal.reset_at or 0, refusal.told_at + max(MINUTE, 10 * (refusal.window_us or 0)))
     return at
 
 
-def _leave(conn: Connection, column: Column[str], id_: str | None) -> None:
+def _leave(conn: Connection, place: Statement, id_: str | None) -> None:
     if id_ is not None:
-        conn.execute(delete(waits).where(column == id_))
+        place.run(conn, {"of": id_})
 
 
 def _wait(conn: Connection, event: Event, waited: RateLimitWaited) -> None:
@@ -373,7 +377,7 @@ def _wait(conn: Connection, event: Event, waited: RateLimitWaited) -> None:
 
 def _retry(conn: Connection, event: Event, retry: CallRetryScheduled) -> None:
     """A call that will be made again is one that waits."""
-    attempt = conn.execute(_attempt, {"of_call": event.call_id, "of_attempt": retry.attempt}).one_or_none()
+    attempt = _attempt.first(conn, {"of_call": event.call_id, "of_attempt": retry.attempt})
     if attempt is None:
         return
     row = {
@@ -393,12 +397,12 @@ def _retry(conn: Connection, event: Event, retry: CallRetryScheduled) -> None:
 
 def _take_place(conn: Connection, event: Event, row: dict[str, Any]) -> None:
     """Join the queue, or stay in one's place of it; places that lapsed long ago go."""
-    conn.execute(_prune, {"before": event.recorded_at - KEPT})
-    old = conn.execute(_wait_of, {"of_call": event.call_id}).one_or_none()
+    _prune.run(conn, {"before": event.recorded_at - KEPT})
+    old = _wait_of.first(conn, {"of_call": event.call_id})
     place = {"position": event.position, "since": event.recorded_at}
     if old is not None:
-        _leave(conn, waits.c.call_id, event.call_id)
+        _leave(conn, _leave_call, event.call_id)
         if (old.provider, old.model, old.key) == (row["provider"], row["model"], row["key"]):
             place = {"position": old.position, "since": old.since}
     ids = {"call_id": event.call_id, "turn_id": event.turn_id, "step_id": event.step_id}
-    conn.execute(_join, place | ids | row)
+    _join.run(conn, place | ids | row)

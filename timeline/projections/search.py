@@ -20,7 +20,6 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
-    Row,
     Table,
     Text,
     bindparam,
@@ -34,6 +33,7 @@ from sqlalchemy import (
 from timeline.errors import UsageError
 from timeline.events import Event, TurnCompleted, TurnStarted
 from timeline.projections import Projection
+from timeline.statements import Row, Statement
 
 __all__ = ["Found", "Search", "Term", "available", "has_full_text", "search", "search_turns", "terms"]
 
@@ -92,11 +92,13 @@ _SHADOWS = tuple(f"search_index_{part}" for part in ("data", "idx", "docsize", "
 
 
 _turns = search_turns.c
-_begin = insert(search_turns).prefix_with("OR IGNORE")
-_open = select(_turns.id, _turns.session_id, _turns.version).where(
-    _turns.turn_id == bindparam("turn_id"), _turns.ended == 0
+_begin = Statement(insert(search_turns).prefix_with("OR IGNORE"))
+_open = Statement(
+    select(_turns.id, _turns.session_id, _turns.version).where(
+        _turns.turn_id == bindparam("turn_id"), _turns.ended == 0
+    )
 )
-_end = (
+_end = Statement(
     update(search_turns)
     .where(_turns.id == bindparam("of_id"))
     .values(
@@ -115,16 +117,19 @@ _end = (
         },
     )
 )
-_source = select(
-    _turns.call_id, _turns.attempt, _turns.answer_session, _turns.first_position, _turns.last_position
-).where(_turns.call_id == bindparam("call_id"), _turns.attempt == bindparam("attempt"))
+_source = Statement(
+    select(_turns.call_id, _turns.attempt, _turns.answer_session, _turns.first_position, _turns.last_position).where(
+        _turns.call_id == bindparam("call_id"), _turns.attempt == bindparam("attempt")
+    )
+)
 _index_all = text("INSERT INTO search_index (rowid, prompt, answer) SELECT id, prompt, answer FROM search_texts")
-_index_turn = text(f"{_index_all.text} WHERE id = :id")
+_index_turn = Statement(text(f"{_index_all.text} WHERE id = :id"))
 # The command 'rebuild' would scan the view, which FTS5 refuses to do where a virtual table (json_each) is part of it.
 _empty_index = text("INSERT INTO search_index (search_index) VALUES ('delete-all')")
 
 # The last try of the answer: of the call that the turn names, else of a step whose text is one.
-_last_try = text("""
+_last_try = Statement(
+    text("""
 SELECT type, call_id, position,
   json_extract(data, '$.attempt') AS attempt,
   json_extract(data, '$.provider') AS provider, json_extract(data, '$.model') AS model,
@@ -138,6 +143,7 @@ WHERE session_id = :session_id AND version BETWEEN :first AND :last AND turn_id 
        AND json_extract(data, '$.kind') IN ('answer', 'format')) END
 ORDER BY version DESC LIMIT 1
 """)
+)
 
 # A turn without any word has two sizes of zero there.
 _has_words = text("""
@@ -182,11 +188,11 @@ class Search(Projection):
             "ended": 0,
             "prompt": data.prompt if data else None,
         }
-        conn.execute(_begin, row)
+        _begin.run(conn, row)
 
     @staticmethod
     def _end(conn: Connection, event: Event) -> None:
-        turn = conn.execute(_open, {"turn_id": event.turn_id}).first()
+        turn = _open.first(conn, {"turn_id": event.turn_id})
         if turn is None:
             return
         wanted = {
@@ -196,10 +202,10 @@ class Search(Projection):
             "turn_id": event.turn_id,
             "call_id": event.data.answer_call if isinstance(event.data, TurnCompleted) else None,
         }
-        tried = conn.execute(_last_try, wanted).first()
+        tried = _last_try.first(conn, wanted)
         row = {"of_id": turn.id, "provider": tried and tried.provider, "model": tried and tried.model}
-        conn.execute(_end, row | _place(conn, turn.session_id, tried, event.position))
-        conn.execute(_index_turn, {"id": turn.id})
+        _end.run(conn, row | _place(conn, turn.session_id, tried, event.position))
+        _index_turn.run(conn, {"id": turn.id})
 
     @staticmethod
     def _forget(conn: Connection, session_id: str) -> None:
@@ -240,7 +246,7 @@ def _make_index(conn: Connection, schema: str) -> None:
     conn.exec_driver_sql(_INDEX.format(schema=schema))
 
 
-def _place(conn: Connection, session_id: str, tried: Row[Any] | None, end: int) -> dict[str, Any]:
+def _place(conn: Connection, session_id: str, tried: Row | None, end: int) -> dict[str, Any]:
     """Where the chunks of an answer stand."""
     if tried is not None and tried.type == "request.sent":
         return {
@@ -253,7 +259,7 @@ def _place(conn: Connection, session_id: str, tried: Row[Any] | None, end: int) 
     names = ("call_id", "attempt", "answer_session", "first_position", "last_position")
     source = None
     if tried is not None:
-        source = conn.execute(_source, {"call_id": tried.source_call, "attempt": tried.source_attempt}).first()
+        source = _source.first(conn, {"call_id": tried.source_call, "attempt": tried.source_attempt})
     return dict(zip(names, source or (None,) * len(names), strict=True))
 
 
@@ -419,7 +425,7 @@ def search(
     # SQLite takes -1 for no limit.
     values = {**filters, "limit": -1 if limit is None else limit}
     for number, expression in enumerate(_expressions(wanted)):
-        rows = conn.execute(_ranked(filters), {**values, "expression": expression}).all()
+        rows = _ranked(filters).all(conn, {**values, "expression": expression})
         if rows:
             return [_found(conn, row, expression, marks, partial=number > 0) for row in rows]
     return []
@@ -433,9 +439,9 @@ _CONDITIONS = {
 }
 
 
-def _ranked(filters: dict[str, Any]) -> Any:
+def _ranked(filters: dict[str, Any]) -> Statement:
     conditions = [_CONDITIONS[name] for name, value in filters.items() if value is not None]
-    return text(f"""
+    query = text(f"""
         SELECT t.id, t.session_id, t.turn_id, s.title, t.started_at, t.provider, t.model,
           bm25(search_index, {PROMPT_WEIGHT}, 1.0) AS score
         FROM search_index JOIN search_turns AS t ON t.id = search_index.rowid
@@ -443,19 +449,22 @@ def _ranked(filters: dict[str, Any]) -> Any:
         WHERE {" AND ".join(["search_index MATCH :expression", *conditions])}
         ORDER BY round(score, 2), t.started_at DESC, t.id DESC LIMIT :limit
     """)
+    return Statement(query)
 
 
 # By itself, so that texts are read only of what is shown.
-_passages = text(f"""
+_passages = Statement(
+    text(f"""
 SELECT snippet(search_index, 0, :open, :close, '…', {PASSAGE_TOKENS}) AS asked,
   snippet(search_index, 1, :open, :close, '…', {PASSAGE_TOKENS}) AS answered, prompt, answer
 FROM search_index WHERE search_index MATCH :expression AND rowid = :id
 """)
+)
 
 
-def _found(conn: Connection, row: Row[Any], expression: str, marks: tuple[str, str], *, partial: bool) -> Found:
+def _found(conn: Connection, row: Row, expression: str, marks: tuple[str, str], *, partial: bool) -> Found:
     values = {"open": _OPEN, "close": _CLOSE, "expression": expression, "id": row.id}
-    passage = conn.execute(_passages, values).one()
+    passage = _passages.one(conn, values)
     in_prompt = _OPEN in (passage.asked or "")
 
     def marked(snippet: str | None) -> str:

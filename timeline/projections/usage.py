@@ -33,6 +33,7 @@ from timeline.events import (
 )
 from timeline.projections import Projection
 from timeline.projections.calls import attempts
+from timeline.statements import Statement
 
 __all__ = [
     "DAY",
@@ -98,21 +99,25 @@ budget_alerts = Table(
 
 
 # The first end of an attempt counts.
-_add = insert(usage).prefix_with("OR IGNORE").execution_options(preserve_rowcount=True)
-_attempt = select(
-    attempts.c.session_id,
-    attempts.c.turn_id,
-    attempts.c.provider,
-    attempts.c.model,
-    attempts.c.started_at,
-    attempts.c.local,
-).where(attempts.c.call_id == bindparam("call_id"), attempts.c.attempt == bindparam("attempt"))
-_spend = insert(spending)
-_spend = _spend.on_conflict_do_update(
-    index_elements=list(spending.primary_key),
-    set_={name: spending.c[name] + _spend.excluded[name] for name in ("nano_usd", "tokens", "unpriced")},
+_add = Statement(insert(usage).prefix_with("OR IGNORE"))
+_attempt = Statement(
+    select(
+        attempts.c.session_id,
+        attempts.c.turn_id,
+        attempts.c.provider,
+        attempts.c.model,
+        attempts.c.started_at,
+        attempts.c.local,
+    ).where(attempts.c.call_id == bindparam("call_id"), attempts.c.attempt == bindparam("attempt"))
 )
-_alert = insert(budget_alerts).prefix_with("OR IGNORE")
+_counting = insert(spending)
+_spend = Statement(
+    _counting.on_conflict_do_update(
+        index_elements=list(spending.primary_key),
+        set_={name: spending.c[name] + _counting.excluded[name] for name in ("nano_usd", "tokens", "unpriced")},
+    )
+)
+_alert = Statement(insert(budget_alerts).prefix_with("OR IGNORE"))
 
 
 class UsageProjection(Projection):
@@ -130,7 +135,7 @@ class UsageProjection(Projection):
                 self._add(conn, event.call_id, ended)
             case BudgetAlerted() as alerted:
                 row = {name: getattr(alerted, name) for name in ("budget", "window", "limit", "threshold_percent")}
-                conn.execute(_alert, row)
+                _alert.run(conn, row)
             case SessionRedacted() as redacted:
                 # Known already, unless the projection is folded anew: then this is where forgotten failures count.
                 for failed in redacted.failed:
@@ -156,13 +161,13 @@ class UsageProjection(Projection):
             "cost_state": cost.state if cost else "unpriced",
             "nano_usd": cost.nano_usd if cost else None,
         }
-        if conn.execute(_add, row).rowcount:
+        if _add.run(conn, row):
             _count(conn, row, counters.total_input + counters.output)
 
 
 def _count(conn: Connection, row: dict[str, str | int | None], tokens: int) -> None:
     """Add an attempt's end to the sums of when it was sent, unless it cost nothing because it ran on this machine."""
-    sent = conn.execute(_attempt, {"call_id": row["call_id"], "attempt": row["attempt"]}).first()
+    sent = _attempt.first(conn, {"call_id": row["call_id"], "attempt": row["attempt"]})
     if sent is None or row["cost_state"] == "free" or (sent.local and not row["nano_usd"]):
         return
     counted = {
@@ -178,7 +183,7 @@ def _count(conn: Connection, row: dict[str, str | int | None], tokens: int) -> N
         ("total", 0),
         *((part_of, 0) for part_of in (sent.session_id, sent.turn_id, row["call_id"]) if part_of),
     ]
-    conn.execute(_spend, [{"scope": scope, "starts_at": starts_at, **counted} for scope, starts_at in scopes])
+    _spend.run_all(conn, [{"scope": scope, "starts_at": starts_at, **counted} for scope, starts_at in scopes])
 
 
 class ReportRow(Struct, frozen=True):

@@ -133,7 +133,7 @@ def _configure(engine: Engine, *pragmas: str, begin: str) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get("begin", begin))
+        connection.connection.cursor().execute(connection.get_execution_options().get("begin", begin))
 
 
 @contextmanager

@@ -13,14 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
-from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select, text
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from timeline.errors import IdempotencyConflict, StoreBusy, StoreError, VersionConflict
 from timeline.events import Event, EventData, NewEvent, encode
+from timeline.statements import Statement
 from timeline.store import schema
 from timeline.store.sqlite import mapped_errors, truncate_wal, vacuum, wal_size
 
@@ -88,19 +89,21 @@ def chain_digest(
 
 # ------------------------------------------------------------------ statements
 
-# Made once: with a window every 100 ms, building them anew would cost more than running them.
 _events = schema.events.c
-_LAST_POSITION = select(func.max(_events.position))
-_SESSION_HEAD = (
+_LAST_POSITION = Statement(select(func.max(_events.position)))
+_SESSION_HEAD = Statement(
     select(_events.version, _events.digest)
     .where(_events.session_id == bindparam("session_id"))
     .order_by(_events.version.desc())
     .limit(1)
 )
 _event_ids = func.json_each(bindparam("event_ids")).table_valued("value")
-_KNOWN = select(schema.events).where(_events.event_id.in_(select(_event_ids.c.value)))
-_INSERT = insert(schema.events)
-_KEEP = sqlite_insert(schema.contents).on_conflict_do_nothing()
+_KNOWN = Statement(select(schema.events).where(_events.event_id.in_(select(_event_ids.c.value))))
+_INSERT = Statement(insert(schema.events))
+_KEEP = Statement(sqlite_insert(schema.contents).on_conflict_do_nothing())
+_SAVEPOINT, _ROLLBACK, _RELEASE = (
+    Statement(text(f"{words} batch")) for words in ("SAVEPOINT", "ROLLBACK TO", "RELEASE")
+)
 _COLUMNS = tuple(column.name for column in schema.events.columns)
 
 
@@ -218,20 +221,20 @@ class Writer:
     def _transaction(self, group: list[_Batch]) -> list[list[Event] | Exception]:
         results: list[list[Event] | Exception] = []
         with self._engine.begin() as conn:
-            head: int = conn.execute(_LAST_POSITION).scalar() or 0
+            head: int = _LAST_POSITION.scalar(conn) or 0
             for batch in group:
-                conn.exec_driver_sql("SAVEPOINT batch")
+                _SAVEPOINT.run(conn)
                 try:
                     with mapped_errors(self._path):
                         events = self._append(conn, batch, head)
                 except Exception as exc:  # noqa: BLE001  a bug in a fold or decision concerns its own batch alone
                     # Fails, and so ends the group, where SQLite itself has ended the transaction.
-                    conn.exec_driver_sql("ROLLBACK TO batch")
+                    _ROLLBACK.run(conn)
                     results.append(exc)
                 else:
                     head = max([head, *(event.position for event in events)])
                     results.append(events)
-                conn.exec_driver_sql("RELEASE batch")
+                _RELEASE.run(conn)
         return results
 
     def _append(self, conn: Connection, batch: _Batch, head: int) -> list[Event]:
@@ -240,11 +243,11 @@ class Writer:
             return known
         if batch.contents:
             rows = [{"digest": content_digest(body), "body": body} for body in batch.contents]
-            conn.execute(_KEEP, rows)
+            _KEEP.run_all(conn, rows)
         if not new:
             return []
         written = self._chain(conn, new, head, batch.expected_version)
-        conn.execute(_INSERT, [row for _, row in written])
+        _INSERT.run_all(conn, [row for _, row in written])
         events = [event for event, _ in written]
         self._fold.apply(conn, events)
         return events
@@ -272,7 +275,7 @@ class Writer:
 
     @staticmethod
     def _session_head(conn: Connection, session_id: str) -> tuple[int, str]:
-        row = conn.execute(_SESSION_HEAD, {"session_id": session_id}).first()
+        row = _SESSION_HEAD.first(conn, {"session_id": session_id})
         return (row.version, row.digest) if row else (0, "")
 
 
@@ -295,10 +298,10 @@ def _chained(event: NewEvent, position: int, version: int, previous: str) -> tup
     return Event(*header, event.data, digest), row
 
 
-def recorded(row: Row[Any], data: EventData | None) -> Event:
-    """An event from its row and its decoded body."""
-    columns = row._mapping  # noqa: SLF001  public API with an underscore, so as not to clash with columns
-    return Event(**{name: columns[name] for name in Event.__struct_fields__ if name != "data"}, data=data)
+def recorded(row: Sequence[Any], data: EventData | None) -> Event:
+    """An event from its whole row and its decoded body."""
+    *header, _, digest = row
+    return Event(*cast("Header", header), data, digest)
 
 
 def _known(conn: Connection, new: Sequence[NewEvent]) -> list[Event]:
@@ -311,7 +314,7 @@ def _known(conn: Connection, new: Sequence[NewEvent]) -> list[Event]:
     if len(by_id) < len(new):
         msg = "an event id stands twice in one batch: an id stands for one fact"
         raise IdempotencyConflict(msg)
-    rows = conn.execute(_KNOWN, {"event_ids": msgspec.json.encode(list(by_id)).decode()}).all()
+    rows = _KNOWN.all(conn, {"event_ids": msgspec.json.encode(list(by_id)).decode()})
     if not rows:
         return []
     known = {}
