@@ -17,7 +17,7 @@ from support.stores import Scribe, every_event, force, look, opened, projections
 
 from timeline.store import EventStore, Verification
 
-COUNT = 26 * 2 + 60
+COUNT = len(every_event()) * 2 + 60
 """Events in the store that is spoiled."""
 
 
