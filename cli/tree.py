@@ -121,7 +121,7 @@ def cost_words(attempts: Sequence[Attempt]) -> str:
     costs = [attempt.cost for attempt in attempts if attempt.cost is not None]
     if any(cost.state == "unpriced" for cost in costs):
         return "cost ?"
-    if all(cost.state == "free" for cost in costs):
+    if costs and all(cost.state == "free" for cost in costs):
         return "free"
     return output.usd(sum(cost.nano_usd or 0 for cost in costs))
 

@@ -125,3 +125,11 @@ def test_limits_that_cannot_be_read_are_left_out():
 def test_request_ids(name):
     assert "req_1" == request_id({name: "req_1"})
     assert None is request_id({})
+
+
+@pytest.mark.parametrize(
+    "date", ["Thu, 01 Jan 99999999999999999999 00:00:00 GMT", "0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00"]
+)
+def test_a_date_that_no_calendar_has_is_no_date(date: str) -> None:
+    assert retry_after({"retry-after": date}, "", NOW) in (None, 0.0) or "9999" in date
+    assert rate_limits({"x-ratelimit-reset-requests": date, "x-ratelimit-limit-requests": "5"}, NOW)[0].limit == 5

@@ -16,9 +16,18 @@ from support.calls import Recorder, recorder, types_in
 from support.loopback import Server
 
 from timeline.errors import ProviderError, ServerError, StoreFull
-from timeline.events import CallFailed, CallInterrupted, ChunkReceived, Event, RequestSent, ResponseCompleted
+from timeline.events import (
+    CallFailed,
+    CallInterrupted,
+    ChunkReceived,
+    Event,
+    RateLimit,
+    RequestSent,
+    ResponseCompleted,
+    Usage,
+)
 from timeline.llm.attempt import WINDOW_CHARACTERS, WINDOW_SECONDS, CallEnd
-from timeline.providers.base import Delta, Finish, UsageReport
+from timeline.providers.base import Delta, Finish, Item, LLMRequest, UsageReport
 from timeline.providers.openai import OpenAIProvider
 from timeline.store import content_digest
 from timeline.testing import ScriptedProvider
@@ -411,3 +420,36 @@ async def test_the_server_is_let_go_when_the_store_fails(calls: Recorder, disk: 
         await asyncio.wait_for(server.requests[0].hung_up.wait(), 10)
         await provider.aclose()
     disk.empty()
+
+
+class Wild(ScriptedProvider):
+    """Lets out what no provider may."""
+
+    async def stream_request(self, request: LLMRequest) -> AsyncIterator[Item]:
+        yield Delta("so far")
+        raise RuntimeError("a bug")
+
+
+async def test_whatever_comes_out_of_a_provider_the_attempt_has_its_end(calls: Recorder) -> None:
+    with pytest.raises(RuntimeError, match="a bug"):
+        await calls.call(Wild())
+    await calls.store.append([])
+
+    assert isinstance(await calls.end(), CallInterrupted)
+    assert "so far" == await calls.text()
+
+
+async def test_what_nobody_counted_is_estimated_from_all_that_came(calls: Recorder) -> None:
+    thought, wish = Delta("because " * 10, "reasoning"), Delta('{"x": 12345}', "tool_call", 0, "c1", "t")
+    await calls.call(ScriptedProvider([thought, wish, ServerError("down", provider="scripted")]))
+
+    end = await calls.end()
+    assert ("estimated", 23, 20) == (end.usage_source, end.usage.output, end.usage.reasoning)
+
+
+async def test_numbers_that_no_file_can_hold_end_an_attempt_all_the_same(calls: Recorder) -> None:
+    far = RateLimit("requests", 9_000_000_000_000, 8_999_999_999_999, 2**60)
+    usage = UsageReport(Usage(output=10**15), {})
+    await calls.call(ScriptedProvider([Delta("x"), usage, Finish("stop", rate_limits=(far,))], local=False))
+
+    assert isinstance(await calls.end(), ResponseCompleted)

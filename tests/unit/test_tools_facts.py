@@ -102,3 +102,8 @@ def test_a_long_answer_takes_no_time() -> None:
         stated("1/3 ≈ 0.333", piece * 60_000)
 
     assert time.thread_time() - began < 8
+
+
+def test_a_number_with_more_decimals_than_anybody_needs_is_compared_and_no_error() -> None:
+    assert not stated("1/3 ≈ 0.333333333333333", "It is 0." + "3" * 60)
+    assert stated("1/3 ≈ 0.333333333333333", "It is 0.333, or 0." + "3" * 60)

@@ -12,6 +12,7 @@ from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal, Invalid
 
 __all__ = ["stated"]
 
+MOST_DECIMALS = 25
 FEWEST_DIGITS = 3
 """Significant ones of an approximation that is told rounded."""
 LONGEST = 50_000
@@ -112,8 +113,11 @@ def _holds_rounded(about: str, plain: str) -> bool:
         exponent = told.as_tuple().exponent
         if not isinstance(exponent, int) or len(told.as_tuple().digits) < FEWEST_DIGITS or exponent > 0:
             continue
+        if exponent < -MOST_DECIMALS:
+            # More than our own approximation has: nothing to round it to.
+            continue
         step = Decimal((0, (1,), exponent))
-        if abs(value) < Decimal(10) ** 25 and any(
+        if abs(value) < Decimal(10) ** (27 + exponent) and any(
             told == value.quantize(step, rounding) for rounding in (ROUND_HALF_UP, ROUND_HALF_EVEN, ROUND_DOWN)
         ):
             return True

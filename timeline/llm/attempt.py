@@ -141,9 +141,11 @@ class Attempt:
     Attributes:
         request_sent: The first event, once `reserve` has made it; `begin` says that it is committed.
         committed: What was enqueued since.
+        ended: Whether its end is among that.
     """
 
     request_sent: NewEvent
+    ended = False
 
     def __init__(
         self,
@@ -172,7 +174,7 @@ class Attempt:
         self._started = clock.monotonic()
         self._first_delta: float | None = None
         self._last_delta = self._started
-        self._estimated_input = estimate_tokens(request.system or "", *(message.text for message in request.messages))
+        self._estimated_input = _estimate_input(request)
         self._usage: UsageReport | None = None
         self._finish: Finish | None = None
         self._answer: list[str] = []
@@ -311,7 +313,7 @@ class Attempt:
             # Some say so of an answer that waits for the results of its calls.
             self._finish = msgspec.structs.replace(self._finish, reason="tool_calls")
         finish, text = self._finish, self._text()
-        usage = self._usage.usage if self._usage else self._estimate(text)
+        usage = self._usage.usage if self._usage else self._estimate()
         done = ResponseCompleted(
             attempt=self._number,
             finish_reason=finish.reason,
@@ -333,7 +335,8 @@ class Attempt:
     def fail(self, exc: TimelineError) -> CallEnd:
         """The provider, the way to it, or the model's file failed."""
         text = self._text()
-        usage = self._usage.usage if self._usage else self._estimate(text) if text else None
+        came = text or self._reasoning or self._tool_calls
+        usage = self._usage.usage if self._usage else self._estimate() if came else None
         failed = CallFailed(
             attempt=self._number,
             error=error_info(exc, private=self._context.private),
@@ -349,7 +352,8 @@ class Attempt:
 
     def interrupt(self, reason: InterruptReason) -> None:
         """The caller stopped it."""
-        usage = self._usage.usage if self._usage else self._estimate(self._text())
+        self.flush()
+        usage = self._usage.usage if self._usage else self._estimate()
         self._end(
             CallInterrupted(
                 attempt=self._number,
@@ -375,6 +379,7 @@ class Attempt:
         return "".join(self._answer)
 
     def _end(self, data: EventData) -> None:
+        self.ended = True
         self.flush()
         self.committed.push(self._enqueue(data))
 
@@ -389,8 +394,12 @@ class Attempt:
             self._provider.name, names, usage, local=self._local, at=self._sent_at, extra=request.extra
         )
 
-    def _estimate(self, text: str) -> Usage:
-        return Usage(input=self._estimated_input, output=estimate_tokens(text))
+    def _estimate(self) -> Usage:
+        """What nobody counted: of all that came, reasoning and wishes for tools too."""
+        reasoning = estimate_tokens("".join(self._reasoning))
+        wishes = estimate_tokens("".join(call.text for call in self._tool_calls))
+        said = estimate_tokens("".join(self._answer))
+        return Usage(input=self._estimated_input, output=said + reasoning + wishes, reasoning=reasoning)
 
     def _elapsed(self) -> int:
         return int((self._clock.monotonic() - self._started) * 1_000_000)
@@ -445,6 +454,13 @@ def _params(request: LLMRequest, *, private: bool) -> dict[str, Any]:
     names = ["temperature", "max_tokens", "seed", "reasoning"]
     names += [] if private else ["stop", "tool_choice", "response_schema", "extra"]
     return {name: value for name in names if (value := getattr(request, name)) not in (None, (), {})}
+
+
+def _estimate_input(request: LLMRequest) -> int:
+    """About how many tokens are sent: words, tools and schema."""
+    tools = encoded_tools(request) if request.tools else ""
+    schema = msgspec.json.encode(request.response_schema).decode() if request.response_schema else ""
+    return estimate_tokens(request.system or "", *(message.text for message in request.messages), tools, schema)
 
 
 def encoded_tools(request: LLMRequest) -> str:

@@ -149,7 +149,6 @@ class LLMManager:
                 await attempt.priced()
                 end = attempt.complete()
             except StoreError:
-                attempt.interrupt("closed")
                 raise
             except TimelineError as exc:
                 end = attempt.fail(exc)
@@ -158,6 +157,10 @@ class LLMManager:
                 # Only enqueued, not awaited: the writer commits it even while this task goes down.
                 attempt.interrupt(interrupt_reason(exc))
                 raise
+            finally:
+                # Whatever else comes out of a provider, an attempt has its one end.
+                if not attempt.ended:
+                    attempt.interrupt("closed")
             self._admission.alert(chain, option, attempt)
             if isinstance(step, GiveUp):
                 yield end if end.error is None else msgspec.structs.replace(end, error=chain.error)

@@ -51,6 +51,8 @@ FAILURES = frozenset({"server", "overloaded", "network", "timeout", "broken_stre
 """Kinds of errors that are the service's failure."""
 IN_A_ROW = 5
 """So many failures without a success between them open the circuit."""
+MOST = 2**62
+"""The largest number that is kept: SQLite's integers end at 2**63."""
 AT_LEAST = 10
 WITHIN = 60 * SECOND
 """More than half of at least so many attempts, sent within so many µs, do so, too."""
@@ -217,7 +219,7 @@ def _count(conn: Connection, event: Event, attempt: Row, done: ResponseCompleted
         writing = done.duration_us - (first or 0)
         writing = writing if 10 * writing > done.duration_us else done.duration_us
         if writing > 0 and done.usage.output > 0:
-            speed = done.usage.output * 1000 * SECOND // writing
+            speed = min(done.usage.output * 1000 * SECOND // writing, MOST)
             row["tokens_per_1000_s"] = _moved(row["tokens_per_1000_s"], speed)
             row["output_tokens"] = _moved(row["output_tokens"], done.usage.output)
         if done.cost.nano_usd is not None:

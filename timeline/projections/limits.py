@@ -76,6 +76,8 @@ LONGEST_WINDOW = 400 * 86_400 * SECOND
 ROUND_WINDOWS = tuple(
     number * unit for unit in (SECOND, MINUTE, 60 * MINUTE) for number in (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 24, 30)
 )
+MOST = 2**62
+"""The largest number that is kept: SQLite's integers end at 2**63."""
 AGREEING = 3
 """So many reports in a row have to fit a steady refill."""
 CONFIRMING = 2
@@ -250,7 +252,7 @@ def _tell(conn: Connection, event: Event, attempt: Row, limit: RateLimit, *, ref
     used = None if limit.limit is None or limit.remaining is None else max(limit.limit - limit.remaining, 0)
     refill = None
     if used and limit.limit and limit.reset_at is not None and limit.reset_at - told_at >= SECOND:
-        refill = (limit.reset_at - told_at) * limit.limit // used
+        refill = min((limit.reset_at - told_at) * limit.limit // used, MOST)
     row = {
         "allowed": limit.limit,
         "remaining": limit.remaining,

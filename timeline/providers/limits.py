@@ -70,9 +70,13 @@ def _moment(text: str) -> int | None:
 
         try:
             moment = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1e6)
+    try:
+        return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1e6)
+    except OverflowError:
+        # In the first or last day there is, and not in UTC.
+        return None
 
 
 def retry_after(headers: Headers, message: str, now: int) -> float | None:
