@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from support.command import Backend, Home
 from support.limited import Limiter, served
@@ -15,6 +17,8 @@ LIMIT, WINDOW = 5, 2_000_000
 def test_eight_processes_at_five_requests_per_two_seconds_are_refused_in_the_first_window_alone(
     home: Home, backend: Backend, kind: str, reset: str
 ) -> None:
+    settings = json.loads((home.path / "config.yaml").read_text()) | {"retry": {"max_attempts": 4}}
+    (home.path / "config.yaml").write_text(json.dumps(settings))
     server = Limiter(LIMIT, WINDOW, kind, reset)
     backend.says(served(server))
     # Each asks one question after the other, as a batch with one worker does.

@@ -115,7 +115,13 @@ class World(Folds):
     """Clients in made-up time: each asks as the call manager does, and writes what it would write."""
 
     def __init__(
-        self, server: Limiter, *, seed: int = 0, configured: Configured | None = None, service: int = 60_000
+        self,
+        server: Limiter,
+        *,
+        seed: int = 0,
+        configured: Configured | None = None,
+        service: int = 60_000,
+        commit: int = 20_000,
     ) -> None:
         super().__init__([Calls(), UsageProjection(), Limits()])
         self.server = server
@@ -124,6 +130,7 @@ class World(Folds):
         self.admitted: list[tuple[int, str]] = []
         self._configured = configured or Configured()
         self._service = service
+        self._commit = commit
         self._random = random.Random(seed)
         self._order = itertools.count()
         self._agenda: list[tuple[int, int, Callable[[], None]]] = []
@@ -161,8 +168,9 @@ class World(Folds):
             sent = e.RequestSent(attempt, "openai", "gpt", "", (), OWNER, reserved_tokens=tokens)
             self.record(sent, call=call)
             self.sent += 1
-            began = self.now
-            self.later(2_000 + self._jitter(40_000), lambda: self._arrive(call, attempt, tokens, began, done))
+            began = self.now + self._jitter(self._commit)
+            arrives = began - self.now + 2_000 + self._jitter(40_000)
+            self.later(arrives, lambda: self._arrive(call, attempt, tokens, began, done))
             return
         self.waits += 1
         waited = e.RateLimitWaited("openai", "gpt", decision.limit, decision.until_us - self.now, tokens=tokens)

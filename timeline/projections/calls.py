@@ -46,6 +46,7 @@ attempts = Table(
     Column("started_at", Integer, nullable=False),
     Column("time_to_first_token_us", Integer),
     Column("duration_us", Integer),
+    Column("ended_at", Integer),
     Column("first_position", Integer, nullable=False),
     Column("last_position", Integer),
     Column("estimated_input_tokens", Integer, nullable=False),
@@ -77,6 +78,7 @@ _end = Statement(
         duration_us=bindparam("duration_us"),
         time_to_first_token_us=bindparam("time_to_first_token_us"),
         last_position=bindparam("last_position"),
+        ended_at=bindparam("ended_at"),
         owner_host=None,
         owner_pid=None,
         owner_started=None,
@@ -93,7 +95,7 @@ class Calls(Projection):
     """Folds the life of every attempt into the table `attempts`."""
 
     name: ClassVar[str] = "calls"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     tables: ClassVar[tuple[Table, ...]] = (attempts,)
 
     def apply(self, conn: Connection, event: Event) -> None:
@@ -143,7 +145,8 @@ def _finish(
 ) -> None:
     names = ("of_attempt", "reason", "duration_us", "time_to_first_token_us")
     row = dict(zip(names, values, strict=True))
-    _end.run(conn, row | {"of_call": event.call_id, "state": state, "last_position": event.position})
+    end = {"of_call": event.call_id, "state": state, "last_position": event.position, "ended_at": event.recorded_at}
+    _end.run(conn, row | end)
 
 
 class OpenAttempt(Struct, frozen=True):

@@ -62,8 +62,6 @@ GRACE = 2 * SECOND
 """How long a waiter may be late before its place lapses, µs."""
 ON_THE_WAY = 2 * SECOND
 """A request has reached the server after this time at the latest, µs."""
-COMMIT = 50_000
-"""What lies at most between an event's instant and its request leaving, µs: the commit."""
 
 Shape = Literal["rolling", "resets", "gradual"]
 
@@ -185,8 +183,11 @@ class LimitFacts(Struct, frozen=True):
 
 _a = attempts.c
 _now = bindparam("now", type_=Integer)
-_took = func.max(func.coalesce(_a.time_to_first_token_us, _a.duration_us, _now - _a.started_at), 0)
-_arrived_at: ColumnElement[int] = _a.started_at + func.min(_took, ON_THE_WAY - COMMIT) + COMMIT
+# Its first words, counted back from its end; of one that runs nobody knows.
+_first = _a.ended_at - func.max(_a.duration_us - func.coalesce(_a.time_to_first_token_us, _a.duration_us), 0)
+_arrived_at: ColumnElement[int] = func.coalesce(
+    _first, _a.ended_at, func.min(_a.started_at + ON_THE_WAY, func.max(_now, _a.started_at))
+)
 _u = usage.c
 _used_input = _u.input + _u.cache_read + _u.cache_write + _u.cache_write_1h
 _open = _a.state == "open"
@@ -203,8 +204,6 @@ _since_report = Statement(
         of_model,
         _a.started_at > bindparam("as_of", type_=Integer) - ON_THE_WAY,
         _arrived_at > bindparam("as_of", type_=Integer),
-        # Its end is surer than any guess.
-        or_(_open, _a.started_at + func.coalesce(_a.duration_us, 0) > bindparam("as_of", type_=Integer)),
         _a.first_position != bindparam("told_by"),
         not_(was_refused),
     )

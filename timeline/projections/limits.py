@@ -150,7 +150,7 @@ _certain = Statement(
     select(func.count()).where(
         of_model,
         _a.started_at > bindparam("since"),
-        _a.started_at + _a.duration_us < bindparam("sent_at", type_=Integer),
+        _a.ended_at < bindparam("sent_at"),
         _a.state == "completed",
     )
 )
@@ -241,8 +241,10 @@ def _tell(conn: Connection, event: Event, attempt: Row, limit: RateLimit, *, ref
     which = _of(attempt, limit.name)
     old = _known(conn, which)
     sent_at = attempt.started_at
+    # The end is written down when it comes; the beginning, before the commit that everything waits for.
     first = attempt.time_to_first_token_us
-    told_at = sent_at + max(first if first is not None else attempt.duration_us or 0, 0)
+    took = 0 if first is None else max((attempt.duration_us or 0) - first, 0)
+    told_at = max(event.recorded_at - took, sent_at)
     span = None if limit.reset_at is None else min(max(limit.reset_at - told_at, 1), LONGEST_WINDOW)
     window, confirmed = _window(old, limit, span)
     # The clock may have been set: a report from the future is no newer one.
