@@ -87,6 +87,13 @@ def test_waiters_after_a_reset_are_spread_over_its_windows() -> None:
     assert (4.02, "requests") == waits(LimitFacts(told=(told(),), ahead=ahead))
 
 
+def test_where_only_we_use_it_what_was_sent_a_window_ago_is_free_again_before_the_reset() -> None:
+    sent = (Sent(NOW - 3 * SECOND // 2, 1), Sent(NOW, 4))
+
+    assert (0.5, "requests") == waits(LimitFacts(told=(told(ours=True),), sent=sent))
+    assert (2.02, "requests") == waits(LimitFacts(told=(told(),), sent=sent[:1]))
+
+
 def test_of_a_limit_that_refills_steadily_only_the_missing_part_is_waited_for() -> None:
     bucket = told("tokens", limit=6000, remaining=100, reset_at=NOW + MINUTE, window_us=MINUTE, refill_us=MINUTE, shape="gradual")  # fmt: skip
 
@@ -256,7 +263,7 @@ LIMITERS = {
 def test_eight_clients_are_refused_in_the_first_window_alone_and_lose_little_time(name: str, service: int) -> None:
     made = LIMITERS[name]
     server = Limiter(made.limit, made.window, made.kind, made.reset, made.told)
-    world = World(server, seed=7, service=service)
+    world = World(server, seed=7, service=service, commit=20_000 if service > 100_000 else 300_000)
     for number in range(8):
         world.client(5, start=number * 1000)
 

@@ -329,7 +329,8 @@ def _ours(conn: Connection, row: Row, this: dict[str, Any]) -> bool:
     """Whether our own requests explain what the report counts."""
     if unit_of(row.name) != "requests" or row.confirmed < CONFIRMING or row.allowed is None or row.remaining is None:
         return False
-    if row.window_us > OWN_COUNT:
+    if row.window_us > OWN_COUNT or row.resets:
+        # Where the limit is full at once at its reset, the reset is what counts.
         return False
     window = {"since": row.as_of - row.window_us - ON_THE_WAY, "told_at": row.told_at}
     own: int = _own.scalar(conn, this | window)
