@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
-from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from importlib import import_module
 from pathlib import Path
@@ -16,12 +13,12 @@ import typer
 from timeline.errors import TimelineError, UsageError
 
 from . import output
+from .agreeing import agreed, agreeing
 from .question import question
 from .shown import Learning, Shown, Watched
 from .signs import ascii_only
 
 if TYPE_CHECKING:
-    from timeline.cognition.tools import Confirm, Tool
     from timeline.cognition.turn import TurnEnd
     from timeline.config import BudgetConfig
     from timeline.events import Event
@@ -133,6 +130,24 @@ def ask(
     if models and len(models) > 1:
         _refuse_for_several(models, {"--continue": go_on, "--session": session is not None, "--dry-run": dry_run})
     prompt, attached = question(words, files)
+
+    def options() -> dict[str, Any]:
+        return {
+            "system": system,
+            "files": attached,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "stream": not no_stream,
+            "private": private,
+            "direct": direct,
+            "timeout": timeout,
+            "cache": cache,
+            "budgets": _budgets(max_cost),
+            "schema": _schema(schema),
+            "allow_dirs": tuple(allow_dirs or ()),
+        }
+
     if models and len(models) > 1:
         from .compare import compare
 
@@ -144,18 +159,8 @@ def ask(
             as_json=as_json,
             as_events=as_events,
             offline=offline,
-            system=system,
-            files=attached,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            seed=seed,
-            stream=not no_stream,
-            private=private,
-            direct=direct,
-            timeout=timeout,
-            cache=cache,
-            budgets=_budgets(max_cost),
-            schema=_schema(schema),
+            yes=yes,
+            **options(),
         )
         raise typer.Exit(code)
     if dry_run:
@@ -173,19 +178,7 @@ def ask(
             prompt,
             model=model,
             session="last" if go_on else session,
-            system=system,
-            files=attached,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            seed=seed,
-            stream=not no_stream,
-            private=private,
-            direct=direct,
-            timeout=timeout,
-            cache=cache,
-            budgets=_budgets(max_cost),
-            schema=_schema(schema),
-            allow_dirs=tuple(allow_dirs or ()),
+            **options(),
             quiet=quiet,
             offline=offline,
             yes=yes,
@@ -224,7 +217,7 @@ async def _ask(
             from timeline.providers.base import Delta
             from timeline.runtime import Timeline
 
-            async with Timeline.open(providers=providers, confirm=_confirm(shown, yes=yes)) as timeline:
+            async with Timeline.open(providers=providers, confirm=agreed if yes else agreeing(shown.aside)) as timeline:
                 end = None
                 try:
                     async with aclosing(timeline.ask(prompt, model=model, **options)) as items:  # type: ignore[arg-type]
@@ -265,21 +258,6 @@ def _schema(text: str | None) -> dict[str, Any] | None:
     from timeline.cognition.schema import schema_of
 
     return None if text is None else schema_of(text)
-
-
-def _confirm(shown: Shown, *, yes: bool) -> Confirm | None:
-    """Who is asked before a tool changes something: nobody with --yes, and nobody where there is no terminal."""
-    if not yes and not (sys.stdin.isatty() and output.stderr().is_terminal):
-        return None
-
-    async def confirm(tool: Tool, given: Mapping[str, Any]) -> bool:
-        if yes:
-            return True
-        with shown.aside():
-            words = f"{tool.name} {json.dumps(given, ensure_ascii=False)} changes something. Run it?"
-            return await asyncio.to_thread(typer.confirm, output.harmless(words, output.stderr()), err=True)
-
-    return confirm
 
 
 def _budgets(max_cost: str | None) -> tuple[BudgetConfig, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from timeline.errors import StoreError, TimelineError
 
 from . import output
+from .agreeing import agreed
 from .signs import signs
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def compare(
     as_json: bool,
     as_events: bool,
     offline: bool,
+    yes: bool,
     **options: object,
 ) -> int:
     """Ask several models the same at once.
@@ -90,6 +92,7 @@ def compare(
         as_json: One object at the end.
         as_events: A line an event.
         offline: Only models on this machine.
+        yes: Tools may change things. Without it they may not: nobody is asked while several speak.
         options: Of `Timeline.ask`.
 
     Returns:
@@ -105,7 +108,7 @@ def compare(
         view = _SideBySide(answers, plain=plain)
     else:
         view = _InTurn(answers, quiet=quiet)
-    wait_for(_ask_all(prompt, answers, view, offline=offline, quiet=quiet, options=options))
+    wait_for(_ask_all(prompt, answers, view, offline=offline, yes=yes, quiet=quiet, options=options))
     if as_json:
         output.emit_json({"answers": [_object(answer) for answer in answers]})
     else:
@@ -120,7 +123,14 @@ def compare(
 
 
 async def _ask_all(
-    prompt: str, answers: Sequence[_Answer], view: _View, *, offline: bool, quiet: bool, options: dict[str, Any]
+    prompt: str,
+    answers: Sequence[_Answer],
+    view: _View,
+    *,
+    offline: bool,
+    yes: bool,
+    quiet: bool,
+    options: dict[str, Any],
 ) -> None:
     from timeline.config import load
     from timeline.providers.pool import Providers
@@ -133,7 +143,10 @@ async def _ask_all(
         # A name that means nothing is said before anybody is asked.
         config.parse_choice(answer.model)
     with Fetching(quiet=quiet) as fetching:
-        async with Providers(config, fetching) as providers, Timeline.open(providers=providers) as timeline:
+        async with (
+            Providers(config, fetching) as providers,
+            Timeline.open(providers=providers, confirm=agreed if yes else None) as timeline,
+        ):
 
             def ask(model: str) -> AsyncGenerator[object, None]:
                 return timeline.ask(prompt, model=model, **options)

@@ -1,0 +1,54 @@
+"""Whether a tool may change something: who is asked on a terminal, and how a line is read that may never come."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from . import output
+
+if TYPE_CHECKING:
+    from timeline.cognition.tools import Confirm, Tool
+
+__all__ = ["agreed", "agreeing"]
+
+LONGEST_LINE = 4096
+"""Bytes, as a terminal gives them."""
+
+
+async def agreed(_tool: Tool, _given: Mapping[str, object]) -> bool:
+    """To all of it, beforehand."""
+    return True
+
+
+def agreeing(aside: Callable[[], AbstractContextManager[None]]) -> Confirm | None:
+    """Asks the user; None where there is no terminal.
+
+    Args:
+        aside: While it lasts, nothing else is drawn.
+    """
+    if not (sys.stdin.isatty() and output.stderr().is_terminal):
+        return None
+
+    async def confirm(tool: Tool, given: Mapping[str, object]) -> bool:
+        from timeline.cognition.builtin.apart import apart
+
+        words = f"{tool.name} {json.dumps(given, ensure_ascii=False)} changes something. Run it?"
+        with aside():
+            while True:
+                sys.stderr.write(f"{output.harmless(words, output.stderr())} [y/N]: ")
+                sys.stderr.flush()
+                # Ctrl-C leaves the thread behind, waiting for a line. Had it Python's own buffer of the input, the
+                # interpreter could not end.
+                said = (await apart(os.read, sys.stdin.fileno(), LONGEST_LINE)).decode(errors="replace")
+                match said.strip().lower():
+                    case "y" | "yes":
+                        return True
+                    case "n" | "no" | "":
+                        return False
+
+    return confirm
