@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
@@ -96,6 +97,7 @@ class Timeline(Looking):
         self._stack = stack
         self._confirm = confirm
         self._tools: Tools | None = None
+        self._opening = asyncio.Lock()
         self._providers = providers
         manager = LLMManager(store, clock, providers.get, self._prices, config.settings)
         self.cognition = CognitionProcessor(
@@ -373,10 +375,11 @@ class Timeline(Looking):
 
     async def _open_tools(self) -> Tools:
         """The tools that are on; their servers are started at the first question that may need them."""
-        if self._tools is None:
-            toolbox = await self._stack.enter_async_context(open_tools(self.config, confirm=self._confirm))
-            self._tools = toolbox.tools
-        return self._tools
+        async with self._opening:
+            if self._tools is None:
+                toolbox = await self._stack.enter_async_context(open_tools(self.config, confirm=self._confirm))
+                self._tools = toolbox.tools
+            return self._tools
 
     async def explain(
         self,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import mcp_server
 from support.answers import FOREVER, answer, limited, stream
 from support.loopback import Server
 
@@ -161,6 +163,23 @@ async def test_turns_of_one_session_at_once_are_all_kept(opened: Timeline) -> No
     assert (9, {"Hello world"}) == (len(session.turns), {turn.answer.text for turn in session.turns})
     versions = [event.version for event in await recorded(opened)]
     assert list(range(1, len(versions) + 1)) == versions
+
+
+async def test_two_first_questions_at_once_start_the_tools_servers_once(
+    config: Config, server: Server, tmp_path: Path
+) -> None:
+    script, starts = Path(mcp_server.__file__), tmp_path / "starts"
+    command = ["sh", "-c", f"echo begun >> '{starts}'; exec '{sys.executable}' '{script}'"]
+    written = json.loads(config.paths.config_file.read_text()) | {"tools": {"mcp": {"test": {"command": command}}}}
+    config.paths.config_file.write_text(json.dumps(written))
+    environ = {"TIMELINE_HOME": str(config.paths.config_file.parent), "HOME": str(tmp_path)}
+    config = timeline.config.load(environ=environ, cwd=tmp_path)
+    server.replies = [answer('{"intent": "", "tools": [], "complexity": "low"}')]
+
+    async with Timeline.open(config=config) as opened:
+        await asyncio.gather(ask(opened, direct=False), ask(opened, direct=False))
+
+    assert "begun\n" == starts.read_text()
 
 
 async def test_sessions_are_found_by_prefix_title_and_last(opened: Timeline) -> None:
