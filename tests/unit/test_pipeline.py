@@ -44,7 +44,7 @@ class Shout(Tool):
     async def run(self, arguments: dict[str, Any], _workspace: object) -> ToolResult:
         if arguments["text"].startswith("!"):
             raise ToolError("too loud: say it without a bang")
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(FOREVER if arguments["text"] == "forever" else 0.01)
         return ToolResult(arguments["text"].upper())
 
 
@@ -189,6 +189,48 @@ async def test_rounds_end_even_where_a_model_goes_on_calling(pipeline: Pipeline)
     assert 6 == len(pipeline.provider.requests)
 
 
+async def test_each_tool_is_recorded_as_it_ends_and_told_in_the_order_of_the_calls(pipeline: Pipeline) -> None:
+    wanted = calls(("shout", {"text": "slow"}), ("calculator", {"expression": "1+1"}))
+    await pipeline.ask("Shout", route("shout", "calculator"), wanted, "Done.", "Done.")
+
+    ended = [event.data for event in await pipeline.events() if event.type == "tool.returned"]
+    assert ["calculator", "shout"] == [data.name for data in ended]
+    assert [("tool", "SLOW"), ("tool", "1+1 = 2")] == pipeline.told(2)[-2:]
+
+
+async def test_of_very_many_calls_at_once_only_the_first_are_run(pipeline: Pipeline) -> None:
+    wanted = calls(*(("shout", {"text": str(n)}) for n in range(18)))
+    await pipeline.ask("Shout", route("shout"), wanted, "Done.", "Done.")
+
+    told = [text for role, text in pipeline.told(2) if role == "tool"]
+    assert [str(n) for n in range(16)] == told[:16]
+    assert ["Error: too many calls at once: only the first 16 were run, call again for the rest"] * 2 == told[16:]
+    assert 2 == (await pipeline.types()).count("tool.failed")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "why"),
+    [
+        ("read_file", {"path": "/etc/passwd"}, "/etc/passwd"),
+        ("read_file", {"path": "../../../etc/passwd"}, "passwd"),
+        ("shout", {"text": "unasked"}, "there is no tool 'shout': use one of those there are (read_file)"),
+        ("rm", {"path": "/"}, "there is no tool 'rm'"),
+        ("read_file", {"path": "a\x00b"}, "a"),
+        ("read_file", {"path": "x", "line": 10**400}, "line"),
+    ],
+)
+async def test_a_refused_attack_is_in_the_log(
+    pipeline: Pipeline, name: str, arguments: dict[str, Any], why: str
+) -> None:
+    end = await pipeline.ask("Read it", route("read_file"), calls((name, arguments)), "No.", "I can't.")
+
+    assert ("I can't.", None) == (end.text, end.error)
+    (failed,) = [event.data for event in await pipeline.events() if event.type == "tool.failed"]
+    assert name == failed.name
+    assert why in failed.error.message
+    assert "tool.returned" not in await pipeline.types()
+
+
 # ------------------------------------------------------------------ facts
 
 
@@ -319,6 +361,29 @@ async def test_a_turn_that_is_stopped_in_a_step_is_recorded_and_the_session_goes
 
     assert "turn.interrupted" == (await pipeline.types())[-1]
     assert ("Knock.", None) == ((end := await pipeline.ask("Joke", route(), "Knock.")).text, end.error)
+
+
+async def test_tools_that_ran_when_the_turn_was_stopped_are_recorded_as_interrupted(pipeline: Pipeline) -> None:
+    wanted = calls(("shout", {"text": "forever"}), ("calculator", {"expression": "1+1"}))
+
+    async def read() -> None:
+        async with aclosing(pipeline.turn("Shout", route("shout", "calculator"), wanted)) as items:
+            async for item in items:
+                if isinstance(item, Event) and item.type == "tool.returned":
+                    seen.set()
+
+    seen = asyncio.Event()
+    task = asyncio.create_task(read())
+    await asyncio.wait_for(seen.wait(), 5)
+    task.cancel("sigint")
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await pipeline.store.append([])
+
+    assert ["tool.returned", "tool.failed", "turn.interrupted"] == (await pipeline.types())[-3:]
+    shout, calculator = (await pipeline.session()).turns[0].steps[-1].tools
+    assert shout.error is not None
+    assert ("failed", "interrupted", "completed") == (shout.state, shout.error.kind, calculator.state)
 
 
 # ------------------------------------------------------------------ history and schema

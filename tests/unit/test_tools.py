@@ -86,6 +86,14 @@ async def test_a_tool_that_isnt_there_is_said_with_those_that_are() -> None:
     assert "tool" == (outcome.error and outcome.error.kind)
 
 
+async def test_a_tool_that_was_not_offered_is_not_there() -> None:
+    made = Made()
+    outcome = await Tools([Calculator(), made]).run(ToolCall("1", "made", {}), HERE, {"calculator"})
+
+    assert [] == made.ran
+    assert message(outcome).startswith("there is no tool 'made': use one of those there are (calculator), or")
+
+
 async def test_wrong_arguments_reach_no_tool() -> None:
     made = Made()
 
@@ -243,6 +251,24 @@ async def test_a_tool_that_changes_something_needs_somebody_to_agree() -> None:
     assert [("made", {"n": 1}), ("made", {"n": 2})] == asked
 
 
+async def test_one_question_stands_at_a_time() -> None:
+    standing, most = 0, 0
+
+    async def confirm(_tool: Tool, _arguments: Mapping[str, Any]) -> bool:
+        nonlocal standing, most
+        standing += 1
+        most = max(most, standing)
+        await asyncio.sleep(0.01)
+        standing -= 1
+        return True
+
+    tools = Tools([Made(changes=True)], confirm=confirm)
+    outcomes = await asyncio.gather(*(tools.run(ToolCall(str(n), "made", {}), HERE) for n in range(3)))
+
+    assert ["done"] * 3 == [outcome.text for outcome in outcomes]
+    assert 1 == most
+
+
 # ------------------------------------------------------------------ signals
 
 
@@ -309,6 +335,7 @@ SCHEMA = {
         ({"path": "a", "line": None, "ratio": None}, {"path": "a", "line": None}),
         ({"path": "a", "tags": '["x"]', "at": '{"x": 1}'}, {"path": "a", "tags": ["x"], "at": {"x": 1}}),
         ({"path": "a", "either": [1]}, {"path": "a", "either": [1]}),
+        ({"path": "a", "ratio": 10**400}, {"path": "a", "ratio": 10**400}),
     ],
 )
 def test_arguments_are_taken_as_they_are_meant(given: dict[str, Any], taken: dict[str, Any]) -> None:

@@ -173,7 +173,8 @@ def _is(name: Any, value: Any) -> bool:
         case "integer":
             return isinstance(value, int) and not isinstance(value, bool)
         case "number":
-            return _is_number(value) and math.isfinite(value)
+            # A whole number may be longer than any float.
+            return _is_number(value) and (isinstance(value, int) or math.isfinite(value))
         case "boolean":
             return isinstance(value, bool)
         case "array":

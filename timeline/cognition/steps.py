@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import msgspec
 
@@ -27,6 +27,7 @@ from timeline.errors import (
     ToolError,
 )
 from timeline.events import (
+    ErrorInfo,
     Event,
     EventData,
     MessageRef,
@@ -56,6 +57,9 @@ __all__ = ["Steps", "is_small"]
 
 UNREADABLE = (BadResponse, BrokenStream, ContentRefused, InvalidRequest)
 """Failures of a route's call that say nothing about whether the answer can be had."""
+
+MOST_CALLS = 16
+"""Tools that a model may call at once."""
 
 
 class Steps:
@@ -215,7 +219,7 @@ class Steps:
                 (Message("assistant", content, tool_calls=answer.tool_calls), MessageRef("assistant", call=call_id))
             )
             begun = len(self.outcomes)
-            async with aclosing(self._run(step_id, answer.tool_calls)) as events:
+            async with aclosing(self._run(step_id, answer.tool_calls, decision.tools)) as events:
                 async for event in events:
                     yield event
             for outcome in self.outcomes[begun:]:
@@ -247,31 +251,57 @@ class Steps:
                         yield event
                 arguments = parse_arguments(self._answer().content)
             calls.append(ToolCall(f"call_{number}", schema.name, arguments or {}))
-        async with aclosing(self._run(step_id, calls)) as events:
+        async with aclosing(self._run(step_id, calls, decision.tools)) as events:
             async for event in events:
                 yield event
 
-    async def _run(self, step_id: str, calls: Sequence[ToolCall]) -> AsyncGenerator[Event]:
-        """Run tools side by side; each is recorded before it begins and when it has ended."""
-        record = self._record
+    async def _run(self, step_id: str, calls: Sequence[ToolCall], offered: Sequence[str]) -> AsyncGenerator[Event]:
+        """Run tools side by side; each is recorded before it begins and as soon as it has ended."""
+        record, began = self._record, self._record.elapsed_us
         called = [
             record.new(
                 ToolCalled(call.name, call.id, record.keep(msgspec.json.encode(call.arguments).decode())), step_id
             )
             for call in calls
         ]
-        for event in await record.commit(*called):
-            yield event
-        running = [asyncio.ensure_future(self._tools.run(call, self._workspace)) for call in calls]
+        running: list[asyncio.Task[ToolOutcome]] = []
+        recorded: set[int] = set()
         try:
-            for task in running:
-                outcome = await task
-                self.outcomes.append(outcome)
-                for event in await record.commit(record.new(self._ended(outcome), step_id)):
+            for event in await record.commit(*called):
+                yield event
+            running += [asyncio.create_task(self._outcome(call, n, offered)) for n, call in enumerate(calls)]
+            while len(recorded) < len(running):
+                await asyncio.wait(
+                    [task for n, task in enumerate(running) if n not in recorded],
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                ended = [n for n, task in enumerate(running) if n not in recorded and task.done()]
+                rows = [record.new(self._ended(running[n].result()), step_id) for n in ended]
+                recorded.update(ended)
+                for event in await record.commit(*rows):
                     yield event
+            # In the order of the calls, whichever was first.
+            self.outcomes += [task.result() for task in running]
+        except (asyncio.CancelledError, GeneratorExit):
+            # In line for the log before the turn's own end is; nobody waits for it.
+            took = record.elapsed_us - began
+            error = ErrorInfo("interrupted", "the turn was stopped before this ended")
+            rest = [call for n, call in enumerate(calls) if n not in recorded]
+            with suppress(StoreError):
+                record.enqueue(*(record.new(ToolFailed(call.name, call.id, took, error), step_id) for call in rest))
+            raise
         finally:
             for task in running:
                 task.cancel()
+            if running:
+                # Each ends in bounded time.
+                await asyncio.wait(running)
+
+    async def _outcome(self, call: ToolCall, number: int, offered: Sequence[str]) -> ToolOutcome:
+        if number >= MOST_CALLS:
+            error = ToolError(f"too many calls at once: only the first {MOST_CALLS} were run, call again for the rest")
+            return ToolOutcome(call, call.arguments, 0, error=error_info(error))
+        return await self._tools.run(call, self._workspace, offered)
 
     def _ended(self, outcome: ToolOutcome) -> EventData:
         call, error = outcome.call, outcome.error

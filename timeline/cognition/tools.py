@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -189,6 +189,7 @@ class Tools:
         self._result_characters = result_characters
         self._closing_seconds = closing_seconds
         self._silenced: set[str] = set()
+        self._asking = asyncio.Lock()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -230,19 +231,22 @@ class Tools:
                 self._silenced.add(tool.name)
         return tuple(sorted(found, key=lambda signal: not signal.certain))
 
-    async def run(self, call: ToolCall, workspace: Workspace) -> ToolOutcome:
-        """Run a tool as a model wishes. Ends in bounded time, and raises nothing but a cancellation.
+    async def run(self, call: ToolCall, workspace: Workspace, among: Collection[str] | None = None) -> ToolOutcome:
+        """Run a tool as a model wishes. Ends in bounded time once nobody has to be asked, and
+        raises nothing but a cancellation.
 
         Args:
             call: The model's wish; neither the name nor the arguments need to make sense.
             workspace: What the tool may see.
+            among: Names of the tools that the model was offered; by default all. The others aren't there for it.
         """
         started = time.perf_counter()
         arguments, result, error = call.arguments, None, None
-        tool = self._tools.get(call.name)
+        offered = [name for name in self._tools if among is None or name in among]
+        tool = self._tools[call.name] if call.name in offered else None
         try:
             if tool is None:
-                raise ToolError(self._unknown(call.name))
+                raise ToolError(_unknown(call.name, offered))
             arguments = checked(tool.name, tool.parameters, call.arguments)
             if tool.changes:
                 await self._agreed(tool, arguments)
@@ -251,15 +255,14 @@ class Tools:
             error = ErrorInfo(exc.kind, _text(str(exc)))
         return ToolOutcome(call, arguments, int((time.perf_counter() - started) * 1_000_000), result, error)
 
-    def _unknown(self, name: str) -> str:
-        there = ", ".join(self._tools) or "none"
-        return f"there is no tool {name[:64]!r}: use one of those there are ({there}), or answer without"
-
     async def _agreed(self, tool: Tool, arguments: Mapping[str, Any]) -> None:
         if self._confirm is None:
             msg = f"{tool.name} changes something, and nobody can be asked: allow it with --yes"
             raise ToolError(msg)
-        if not await self._confirm(tool, arguments):
+        # One question at a time, also where a model calls several tools at once.
+        async with self._asking:
+            agreed = await self._confirm(tool, arguments)
+        if not agreed:
             msg = f"{tool.name} changes something, and the user said no: answer without it"
             raise ToolError(msg)
 
@@ -270,6 +273,11 @@ class Tools:
             return ToolResult(text, fact, result.truncated)
         mark = f"\n[cut here: the first {most:,} of {len(text):,} characters]"
         return ToolResult(text[:most] + mark, fact, truncated=True)
+
+
+def _unknown(name: str, offered: Sequence[str]) -> str:
+    there = ", ".join(offered) or "none"
+    return f"there is no tool {name[:64]!r}: use one of those there are ({there}), or answer without"
 
 
 # ------------------------------------------------------------------ containing what isn't ours
