@@ -86,6 +86,7 @@ def _register() -> None:
         budget,
         config,
         keys,
+        limits,
         models,
         plugins,
         providers,
@@ -105,6 +106,7 @@ def _register() -> None:
     app.command("report")(report.report)
     app.command("search")(search.search)
     app.command("budget")(budget.budget)
+    app.command("limits")(limits.limits)
     app.add_typer(sessions.app, name="sessions")
     app.add_typer(store.app, name="store")
     app.add_typer(models.app, name="models")

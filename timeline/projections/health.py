@@ -39,8 +39,10 @@ __all__ = [
     "Health",
     "HealthProjection",
     "ModelStats",
+    "OpenCircuit",
     "health",
     "model_stats",
+    "open_circuits",
     "read_health",
     "read_stats",
 ]
@@ -288,6 +290,30 @@ def read_health(
         sent = _probes.all(conn, which | {"since": known.opened_at})
         probe = next((at for at, host, pid, since in sent if host is None or alive(Owner(host, pid, since))), None)
     return Health(known.in_a_row, opened_at, known.reason, probe)
+
+
+class OpenCircuit(Struct, frozen=True):
+    """A model that is left alone.
+
+    Args:
+        provider: Whose.
+        model: Which.
+        in_a_row: Failures since the last success.
+        reason: Kind of the last one.
+        opened_at: Since when, µs UTC; from `COOLDOWN` later on one request may try it.
+    """
+
+    provider: str
+    model: str
+    in_a_row: int
+    reason: str | None
+    opened_at: int
+
+
+def open_circuits(conn: Connection) -> list[OpenCircuit]:
+    """Every model whose circuit is open, by provider and model."""
+    rows = conn.execute(select(health).where(health.c.opened_at.is_not(None)).order_by(*health.primary_key.columns))
+    return [OpenCircuit(row.provider, row.model, row.in_a_row, row.reason, row.opened_at) for row in rows]
 
 
 class ModelStats(Struct, frozen=True):

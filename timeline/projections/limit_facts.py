@@ -52,7 +52,9 @@ __all__ = [
     "Shape",
     "Told",
     "Waiter",
+    "Waiting",
     "known_limits",
+    "queue",
     "read_limits",
 ]
 
@@ -410,4 +412,31 @@ def known_limits(conn: Connection) -> list[KnownLimit]:
             window_us=row.window_us,
         )
         for row in conn.execute(select(limits).order_by(*limits.primary_key.columns))
+    ]
+
+
+class Waiting(Struct, frozen=True):
+    """A call in the queue, for people.
+
+    Args:
+        provider: Whom it waits for.
+        model: Which of its models.
+        name: For which limit; `retry` before it is tried again.
+        since: Since when, µs UTC.
+        until: When it means to be sent, µs UTC.
+    """
+
+    provider: str
+    model: str
+    name: str
+    since: int
+    until: int
+
+
+def queue(conn: Connection, now: int, *, alive: Callable[[Owner], bool] = _everyone) -> list[Waiting]:
+    """Who waits now, the first one first."""
+    return [
+        Waiting(row.provider, row.model, row.name, row.since, row.until)
+        for row in conn.execute(select(waits).where(waits.c.until >= now - GRACE).order_by(waits.c.position))
+        if row.owner_host is None or alive(Owner(row.owner_host, row.owner_pid, row.owner_started))
     ]
