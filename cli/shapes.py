@@ -120,17 +120,21 @@ def _step(step: Step, bodies: Mapping[str, str | bytes]) -> dict[str, Any]:
     }
 
 
-def _stands_in(turn: Turn, answer: Attempt) -> bool:
-    """Whether somebody else was wanted than who answered."""
+def _instead_of(turn: Turn, answer: Attempt) -> list[dict[str, Any]]:
+    """Who was wanted before the one that answered, and why none of them did."""
     name = f"{answer.provider}:{answer.model}"
     steps = [step for step in turn.steps if any(attempt.call_id == answer.call_id for attempt in step.attempts)]
-    return any(isinstance(note, CallRerouted) and note.target == name for step in steps for note in step.notes)
+    passed = [note for step in steps for note in step.notes if isinstance(note, CallRerouted)]
+    if name not in {note.target for note in passed}:
+        return []
+    return [{"model": note.source, "why": note.reason} for note in passed]
 
 
 def turn_object(session_id: str, turn: Turn, bodies: Mapping[str, str | bytes]) -> dict[str, Any]:
     """One turn, as `ask --json` prints it; `bodies` are the arguments and results of its tools by digest."""
     attempts = [attempt for step in turn.steps for attempt in step.attempts]
     answer = turn.answer
+    instead_of = _instead_of(turn, answer) if answer else []
     value = {
         "session_id": session_id,
         "turn_id": turn.turn_id,
@@ -138,7 +142,8 @@ def turn_object(session_id: str, turn: Turn, bodies: Mapping[str, str | bytes]) 
         "provider": answer.provider if answer else None,
         "model": answer.model if answer else None,
         "why": answer.why if answer else None,
-        "fallback": _stands_in(turn, answer) if answer else False,
+        "fallback": bool(instead_of),
+        "instead_of": instead_of,
         "finish_reason": answer.finish_reason if answer else None,
         "usage": _usage(attempts),
         "cost": _cost(attempts),

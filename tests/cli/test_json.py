@@ -18,6 +18,7 @@ ASK = {
     "model",
     "why",
     "fallback",
+    "instead_of",
     "finish_reason",
     "usage",
     "cost",

@@ -47,8 +47,8 @@ from timeline.store import EventStore, is_alive
 
 __all__ = ["CallContext", "CallEnd", "LLMManager", "Superseded", "deltas_of"]
 
-FOLLOW_SECONDS = 0.03
-"""How often the chunks of an equal request, made by somebody else, are looked for."""
+FOLLOW_SECONDS = 0.1
+"""How often the chunks of an equal request, made by somebody else, are looked for: as often as they are written."""
 ALIVE_SECONDS = 1.0
 """How often it is asked whether that somebody still lives."""
 
