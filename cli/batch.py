@@ -130,7 +130,7 @@ def batch(
         output.notice(_summary(status))
     if stopped and target is not None:
         output.notice(f"what is answered so far stands in {sink.path}")
-    if status.failed:
+    if status.failed or stopped:
         raise typer.Exit(1)
 
 

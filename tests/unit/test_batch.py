@@ -260,6 +260,63 @@ async def test_a_budget_that_is_used_up_ends_the_batch(home: Home, backend: Back
     home.end()
 
 
+def priced(home: Home, **settings: Any) -> None:
+    home.configure(local=False, api_key="key-12345")
+    written = json.loads((home.path / "config.yaml").read_text())
+    written["prices"] = {"t:m": {"input_per_million": 1.0, "output_per_million": 10.0}}
+    (home.path / "config.yaml").write_text(json.dumps({**written, **settings}))
+
+
+@pytest.mark.parametrize("concurrency", [2, 4])
+async def test_a_prompt_that_is_refused_after_all_others_have_ended_fails_and_is_told(
+    home: Home, backend: Backend, concurrency: int
+) -> None:
+    # Both fit at first; one waits for its turn, and then the other has used up everything.
+    priced(home, budgets=[{"name": "small", "limit_usd": 0.0025, "window": "session"}])
+    settings = json.loads((home.path / "config.yaml").read_text())
+    settings["llm_providers"]["t"]["max_concurrent"] = 1
+    (home.path / "config.yaml").write_text(json.dumps(settings))
+    backend.says(answer("re: a", tokens=(5000, 1), before=0.1))
+
+    async with opened(home) as line:
+        results = await run(line, prompts("ab", max_tokens=100), concurrency=concurrency)
+
+    assert [None, "budget_exceeded"] == [result.error and result.error.kind for result in results]
+    assert [{"answered": 1, "failed": 1}] == [row["data"] for row in home.events("batch.ended")]
+    home.end()
+
+
+async def test_a_prompt_is_refused_once_for_what_others_have_reserved_and_then_asked_alone(
+    home: Home, backend: Backend
+) -> None:
+    # Small ones reserve $0.00102 and end one after the other; the large one's $0.00302 fit beside one of them.
+    priced(home, budgets=[{"name": "small", "limit_usd": 0.0045, "window": "session"}])
+    backend.says(
+        lambda request: answer("re: ", asked(request), tokens=(5, 1), before=0.1 * "abcdX".index(asked(request)))
+    )
+    asks = [*prompts("abcd", max_tokens=100), Prompt("X", max_tokens=300)]
+
+    async with opened(home) as line:
+        results = await run(line, asks, concurrency=4)
+
+    assert [f"re: {word}" for word in "abcdX"] == texts(results)
+    assert 1 == len(home.events("turn.failed"))
+    home.end()
+
+
+async def test_a_prompt_that_is_too_large_for_a_budget_of_one_call_stops_no_other(home: Home, backend: Backend) -> None:
+    priced(home, budgets=[{"name": "each", "limit_tokens": 200, "window": "call"}])
+    backend.says(echo)
+    asks = [Prompt("a", max_tokens=100), Prompt("b", max_tokens=1000), *prompts("cd", max_tokens=100)]
+
+    async with opened(home) as line:
+        results = await run(line, asks, concurrency=2)
+
+    assert ["re: a", "", "re: c", "re: d"] == texts(results)
+    assert [None, "budget_exceeded", None, None] == [result.error and result.error.kind for result in results]
+    assert 1 == len(home.events("turn.failed"))
+
+
 async def test_an_answer_out_of_the_cache_is_given_back_whole_now_and_later(home: Home, backend: Backend) -> None:
     backend.says(echo)
     async with opened(home) as line:

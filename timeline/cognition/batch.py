@@ -42,10 +42,12 @@ from timeline.errors import (
     UsageError,
 )
 from timeline.events import BatchEnded, BatchStarted, Clock, Cost, Event, EventData, NewEvent, SessionStarted, Usage
+from timeline.events import BudgetExceeded as Passed
 from timeline.llm.attempt import interrupt_reason
 from timeline.llm.manager import Superseded
 from timeline.projections.batches import Place, answered_items, find_batch
 from timeline.projections.blocks import Attempt, Turn, fold
+from timeline.projections.budgets import ONE_CALL
 from timeline.providers.base import Delta
 from timeline.store import EventStore, content_digest, is_alive, this_process
 
@@ -58,8 +60,8 @@ PER_FRAGMENT = 150
 PAGE = 50
 NEAR = 200
 """Positions between two turns up to which reading on is cheaper than a query of its own."""
-HOPELESS = (MissingKey, AuthenticationFailed, PermissionDenied, QuotaExhausted, BudgetExceeded)
-"""After these the same model would refuse every further prompt, too."""
+HOPELESS = (MissingKey, AuthenticationFailed, PermissionDenied, QuotaExhausted)
+"""After these the same model would refuse every further prompt, too; so would a budget over all calls that is used up."""
 
 AskOne = Callable[[Prompt, str, str], AsyncGenerator[Delta | Event | Superseded | TurnEnd]]
 """Asks a prompt in a session, as an item of it."""
@@ -117,6 +119,8 @@ class _Done(Struct):
     place: Place | None
     turn: Turn | None = None
     error: TimelineError | None = None
+    refused: bool = False
+    """By a budget over all calls, which may have room again when others have ended."""
 
 
 async def run_batch(
@@ -144,7 +148,7 @@ async def run_batch(
         async with aclosing(run.items(0 if provider_batch else concurrency, fail_fast=fail_fast)) as items:
             async for item in items:
                 yield item
-        reason = "failed" if run.stopped else None
+        reason = None if run.whole else "failed"
     except (asyncio.CancelledError, GeneratorExit) as exc:
         reason = interrupt_reason(exc)
         raise
@@ -220,7 +224,9 @@ class _Run:
         self._done: dict[int, _Done] = {}
         self._held = 0
         self._next = 0
-        self._working = 0
+        self._working = self._asking = 0
+        self._alone = asyncio.Lock()
+        self._idle = asyncio.Event()
         self._index: dict[str, int] = {}
         self._flights: dict[str, tuple[int, int]] = {}
         self._hopeless: dict[str | None, TimelineError] = {}
@@ -242,6 +248,11 @@ class _Run:
             sum(handed_in for handed_in, _ in self._flights.values()),
             sum(ended for _, ended in self._flights.values()),
         )
+
+    @property
+    def whole(self) -> bool:
+        """Whether every prompt has ended."""
+        return len(self.before) + self.answered + self.failed >= len(self._keys)
 
     async def items(self, concurrency: int, *, fail_fast: bool) -> AsyncGenerator[BatchStatus | BatchResult]:
         """Ask so many at a time, or with 0 hand all in to batch APIs; yield how far it is and what there is in order."""
@@ -289,18 +300,35 @@ class _Run:
     # -------------------------------------------------------------- asking
 
     async def _work(self, todo: deque[int], *, fail_fast: bool) -> None:
-        while todo and not self.stopped:
-            index = todo.popleft()
-            done = await self._answer(index)
-            if isinstance(done.error, BudgetExceeded) and self._working > 1:
-                # What others have reserved leaves no room: with one less, there may be some when they have ended.
-                self._working -= 1
-                todo.appendleft(index)
-                return
-            if isinstance(done.error, HOPELESS):
-                self._hopeless[self._prompts[index].model] = done.error
-            self._end(index, done)
-            self.stopped = self.stopped or (fail_fast and done.error is not None)
+        try:
+            while True:
+                # Nobody begins while one is asked alone.
+                async with self._alone:
+                    if not todo or self.stopped:
+                        return
+                index, others = todo.popleft(), self._working > 1
+                done = await self._answer(index)
+                leave = False
+                if done.refused and others and not self.stopped:
+                    # What others have reserved leaves no room. Alone there may be some, and with one less from then on.
+                    done, leave = await self._answer_alone(index), self._working > 1
+                prompt = self._prompts[index]
+                if done.error is not None and (done.refused or isinstance(done.error, HOPELESS)):
+                    self._hopeless[prompt.model] = done.error
+                self._end(index, done)
+                self.stopped = self.stopped or (fail_fast and done.error is not None)
+                if leave:
+                    return
+        finally:
+            self._working -= 1
+
+    async def _answer_alone(self, index: int) -> _Done:
+        """Ask when what is under way has ended, and before anything else is begun."""
+        async with self._alone:
+            while self._asking:
+                self._idle.clear()
+                await self._idle.wait()
+            return await self._answer(index)
 
     def _end(self, index: int, done: _Done) -> None:
         self._done[index] = done
@@ -319,10 +347,11 @@ class _Run:
 
     async def _answer(self, index: int) -> _Done:
         prompt, key = self._prompt(index), self._keys[index]
-        if (refused := self._hopeless.get(prompt.model)) is not None:
-            return _Done(None, error=refused)
+        if (hopeless := self._hopeless.get(prompt.model)) is not None:
+            return _Done(None, error=hopeless)
         events: list[Event] = []
         error: TimelineError | None = None
+        self._asking += 1
         try:
             async with aclosing(self._ask(prompt, self._session_id, key)) as items:
                 async for item in items:
@@ -334,9 +363,14 @@ class _Run:
             raise
         except TimelineError as exc:
             error = exc
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._idle.set()
+        refused = isinstance(error, BudgetExceeded) and _of_all(events)
         turns = fold(events, await self._borrowed(events)).turns
         if not turns:
-            return _Done(None, error=error)
+            return _Done(None, error=error, refused=refused)
         for attempt in _attempts(turns[0]):
             self._add(attempt.usage, attempt.cost)
         size = _size(turns[0])
@@ -345,8 +379,8 @@ class _Run:
         # The next one to be given back is never dropped: it is read at once.
         if self._held > HELD_CHARACTERS and index > self._next:
             self._held -= size
-            return _Done(place, None, error)
-        return _Done(place, turns[0], error)
+            return _Done(place, None, error, refused)
+        return _Done(place, turns[0], error, refused)
 
     def _add(self, usage: Usage | None, cost: Cost | None) -> None:
         if usage is not None:
@@ -434,6 +468,13 @@ class _Run:
                 break
             self._next += 1
         return page
+
+
+def _of_all(events: Iterable[Event]) -> bool:
+    """Whether it was a budget over all calls that refused, and none of one call: that one says nothing of others."""
+    told = (event.data for event in events)
+    passed = {data.window for data in told if isinstance(data, Passed) and data.action != "warn"}
+    return not passed & ONE_CALL
 
 
 def _attempts(turn: Turn) -> Iterator[Attempt]:

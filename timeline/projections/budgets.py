@@ -17,10 +17,12 @@ from timeline.projections.calls import attempts
 from timeline.projections.usage import DAY, budget_alerts, spending
 from timeline.statements import Statement
 
-__all__ = ["BudgetState", "Period", "applies", "period", "read_budgets"]
+__all__ = ["ONE_CALL", "BudgetState", "Period", "applies", "period", "read_budgets"]
 
 NANO = 1_000_000_000
 SECOND = 1_000_000
+ONE_CALL = frozenset({"turn", "call"})
+"""Windows that say nothing of other calls: what is too much for one of them may be right for the next prompt."""
 
 
 class BudgetState(Struct, frozen=True):
