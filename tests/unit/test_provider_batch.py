@@ -16,7 +16,7 @@ from support.loopback import Reply, Request
 import timeline.config
 from timeline.cognition.batch import BatchResult, BatchStatus
 from timeline.cognition.prompt_file import Prompt
-from timeline.cognition.provider_batch import MOST_CHARACTERS
+from timeline.cognition.provider_batch import LOOKS, MOST_CHARACTERS
 from timeline.errors import AuthenticationFailed, UsageError
 from timeline.runtime import Timeline
 
@@ -302,6 +302,55 @@ async def test_a_batch_that_was_taken_without_our_being_told_is_found(home: Home
     home.end()
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply.json({"error": {"type": "server_error", "message": "oops"}}, 500),
+        Reply([b"bad gateway"], status=502),
+        Reply([b"<html>"], headers={"content-type": "text/html"}),
+        Reply.json({"object": "something"}),
+    ],
+    ids=["500", "502", "no JSON", "no id"],
+)
+async def test_a_batch_that_was_taken_and_answered_with_an_error_is_found(
+    home: Home, service: Service, reply: Reply
+) -> None:
+    service.after_create = lambda _: reply
+
+    assert ["re: a", "re: b"] == texts(await run(home, "ab"))
+    assert 1 == len(service.batches)
+    home.end()
+
+
+async def test_a_batch_that_its_provider_lists_late_is_found(home: Home, service: Service, backend: Backend) -> None:
+    service.after_create = lambda _: Reply(status=0)
+    lists = 0
+
+    def late(request: Request) -> Reply:
+        nonlocal lists
+        if request.method == "GET" and request.path.partition("?")[0].endswith("/batches"):
+            lists += 1
+            if lists < LOOKS:
+                return Reply.json({"data": [], "has_more": False})
+        return service(request)
+
+    backend.says(late)
+
+    assert ["re: a"] == texts(await run(home, "a"))
+    assert (LOOKS, 1) == (lists, len(service.batches))
+
+
+async def test_a_batch_of_a_provider_whose_clock_is_behind_is_found(home: Home, service: Service) -> None:
+    def behind(_: Request) -> Reply:
+        service.created["batch_1"] -= 30
+        return Reply(status=0)
+
+    service.after_create = behind
+
+    assert ["re: a", "re: b"] == texts(await run(home, "ab"))
+    assert 1 == len(service.batches)
+
+
 async def test_a_batch_that_never_arrived_is_told_so_and_asked_again(home: Home, service: Service) -> None:
     service.on_create = lambda _: Reply(status=0)
 
@@ -346,15 +395,34 @@ async def test_a_provider_without_a_batch_api_is_named(home: Home, backend: Back
     assert [] == home.events("request.sent")
 
 
-async def test_budgets_hold_for_what_is_handed_in(home: Home, service: Service) -> None:
+async def test_as_many_are_handed_in_as_a_budget_allows_and_the_log_says_why_no_more(
+    home: Home, service: Service
+) -> None:
     # 20 tokens of an answer at half of $10 a million are 100,000 nano-dollars, and a little for the prompt.
     budgets = [{"name": "small", "limit_usd": 0.00025, "window": "total"}]
     configure(home, "openai" if isinstance(service, OpenAIBatches) else "anthropic", budgets=budgets)
 
-    assert ["budget_exceeded"] * 3 == kinds(await run(home, "abc"))
-    assert [] == service.prompts()
+    assert [None, None, "budget_exceeded"] == kinds(await run(home, "abc"))
 
-    assert ["re: a", "re: b"] == texts(await run(home, "ab"))
+    assert list("ab") == service.prompts()
+    (told,) = [row["data"] for row in home.events("budget.exceeded")]
+    assert ("small", "total") == (told["budget"], told["window"])
+    # What the two have cost is told by the next that asks: 300,000 of 250,000.
+    assert ["budget_exceeded"] == kinds(await run(home, "c"))
+    assert [100] == [row["data"]["threshold_percent"] for row in home.events("budget.alerted")]
+    assert list("ab") == service.prompts()
+    home.end()
+
+
+async def test_a_prompt_that_is_too_large_for_a_budget_of_one_call_stops_no_other(home: Home, service: Service) -> None:
+    budgets = [{"name": "each", "limit_tokens": 60, "window": "call"}]
+    configure(home, "openai" if isinstance(service, OpenAIBatches) else "anthropic", budgets=budgets)
+
+    assert [None, "budget_exceeded", None] == kinds(await run(home, ["a", "long " * 100, "c"]))
+
+    assert ["a", "c"] == service.prompts()
+    assert ["each"] == [row["data"]["budget"] for row in home.events("budget.exceeded")]
+    home.end()
 
 
 async def test_requests_at_a_provider_stay_open_for_others(home: Home, service: Service) -> None:
@@ -374,3 +442,29 @@ async def test_how_long_a_batch_took_says_nothing_of_how_fast_a_model_is(home: H
     with home.connect() as conn:
         assert [] == conn.execute("SELECT * FROM health").fetchall()
         assert [] == conn.execute("SELECT * FROM model_stats").fetchall()
+
+
+@pytest.mark.parametrize("provider_batch", [True, False])
+async def test_offline_nothing_is_handed_in_or_fetched_elsewhere(
+    home: Home, service: Service, backend: Backend, *, provider_batch: bool
+) -> None:
+    kind = "openai" if isinstance(service, OpenAIBatches) else "anthropic"
+    if not provider_batch:
+        await stopped_while(home, "a", service)
+    configure(home, kind, offline=True)
+    settings = json.loads((home.path / "config.yaml").read_text())
+    settings["llm_providers"]["t"]["local"] = False
+    (home.path / "config.yaml").write_text(json.dumps(settings))
+    backend.requests.clear()
+
+    with pytest.raises(UsageError, match="t:m is not on this machine, and only such may be asked"):
+        await run(home, "a", provider_batch=provider_batch)
+
+    assert [] == backend.requests
+    assert [] == home.events("turn.interrupted")
+
+
+async def test_offline_a_batch_api_on_this_machine_is_used(home: Home, service: Service) -> None:
+    configure(home, "openai" if isinstance(service, OpenAIBatches) else "anthropic", offline=True)
+
+    assert ["re: a"] == texts(await run(home, "a"))

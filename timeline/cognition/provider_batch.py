@@ -16,9 +16,20 @@ from msgspec import Struct
 from sqlalchemy import Connection
 
 from timeline.cognition.prompt_file import Prompt
-from timeline.cognition.provider_requests import Asked, ask, ends, gone, label_of, within_budgets
+from timeline.cognition.provider_requests import Asked, Fitting, ask, ends, fitting, gone, label_of
 from timeline.config import BudgetConfig, Config, ModelRef
-from timeline.errors import BudgetExceeded, NetworkError, ProviderError, ProviderTimeout, TimelineError, UsageError
+from timeline.errors import (
+    BadResponse,
+    BrokenStream,
+    BudgetExceeded,
+    NetworkError,
+    Overloaded,
+    ProviderError,
+    ProviderTimeout,
+    ServerError,
+    TimelineError,
+    UsageError,
+)
 from timeline.events import (
     BatchSubmitted,
     ChunkReceived,
@@ -35,6 +46,7 @@ from timeline.projections.batches import Place, open_items, provider_batches
 from timeline.projections.calls import OpenAttempt, attempts, open_attempts
 from timeline.providers.base import LLMProvider
 from timeline.providers.batches import BatchAPI, BatchState, Outcome, batch_api
+from timeline.providers.reach import runs_here
 from timeline.store import EventStore
 
 __all__ = ["Ended", "Flight", "ProviderBatches"]
@@ -46,7 +58,13 @@ AT_ONCE = 100
 """Requests or results recorded in one transaction."""
 FIRST_POLL_SECONDS = 5.0
 SLOWER = 1.5
+LOOKS = 4
+"""How often a batch is looked for before it counts as never taken: a list may lag behind what was taken."""
+LAG_SECONDS = 120.0
+"""After which it doesn't any more."""
 GONE = 404
+MAYBE_TAKEN = (NetworkError, ProviderTimeout, ServerError, Overloaded, BadResponse, BrokenStream)
+"""Errors of handing in that say nothing of the requests: they may have been taken all the same."""
 
 
 class Ended(Struct, frozen=True):
@@ -79,6 +97,12 @@ class Flight(Struct, frozen=True):
     told: BatchSubmitted | None
     attempts: dict[str, OpenAttempt]
     items: Mapping[str, tuple[str, int]]
+
+    @property
+    def ref(self) -> ModelRef:
+        """Which model they ask."""
+        first = next(iter(self.attempts.values()))
+        return ModelRef(first.provider, first.model)
 
     def item(self, attempt: OpenAttempt) -> str:
         """Which prompt an attempt asks."""
@@ -123,7 +147,7 @@ class ProviderBatches:
         """The items by the model they ask: a provider's batch is for one model.
 
         Raises:
-            UsageError: A model's provider has no batch API.
+            UsageError: A model's provider has no batch API, or is elsewhere and only this machine may be asked.
             TimelineError: A model can't be asked.
         """
         groups: defaultdict[ModelRef, list[str]] = defaultdict(list)
@@ -131,25 +155,35 @@ class ProviderBatches:
         for item, prompt in prompts:
             if prompt.model not in chosen:
                 chosen[prompt.model] = self._config.choose(prompt.model)
-                self._api(chosen[prompt.model].provider)
+                self._api(chosen[prompt.model])
             groups[chosen[prompt.model]].append(item)
         return groups
 
-    def _api(self, provider: str) -> BatchAPI:
-        api = batch_api(self._get(provider))
+    def _api(self, ref: ModelRef) -> BatchAPI:
+        if self._config.settings.offline and runs_here(self._config, ref) is False:
+            msg = (
+                f"{ref} is not on this machine, and only such may be asked (offline): ask one that is with -m, or leave"
+                " --offline and the setting offline away"
+            )
+            raise UsageError(msg)
+        api = batch_api(self._get(ref.provider))
         if api is None:
-            msg = f"{provider} has no batch API: ask it without --provider-batch"
+            msg = f"{ref.provider} has no batch API: ask it without --provider-batch"
             raise UsageError(msg)
         return api
 
     async def flights(self) -> list[Flight]:
-        """What is with providers now. What a process died over before it was handed in is recorded as abandoned."""
+        """What is with providers now. What a process died over before it was handed in is recorded as abandoned.
+
+        Raises:
+            UsageError: It is with one elsewhere, and only this machine may be asked.
+            ProviderError: What may have been handed in can't be looked for.
+        """
         found = []
         for flight in await self._store.query(self._flights):
-            known = flight
+            known, api = flight, self._api(flight.ref)
             if known.told is None:
-                first = next(iter(flight.attempts.values()))
-                known = await self._look_for(flight, self._api(first.provider))
+                known = await self._look_for(flight, api)
             if known.told is None:
                 await self._abandon(known, None)
             else:
@@ -179,11 +213,11 @@ class ProviderBatches:
         Yields:
             What is with the provider now, and what has ended because it wasn't taken.
         """
-        api = self._api(ref.provider)
+        api = self._api(ref)
         await self._ready(ref.provider, ref.model)
         done = 0
         while done < len(items):
-            label, asks, refused = self._clock.short_id(), list[Asked](), None
+            label, asks, full = self._clock.short_id(), list[Asked](), None
             room = MOST_CHARACTERS
             while done < len(items) and len(asks) < MOST_REQUESTS and room > 0:
                 page: list[Asked] = []
@@ -192,17 +226,18 @@ class ProviderBatches:
                     room -= page[-1].size
                     if room <= 0:
                         break
-                try:
-                    await self._record(ref, page)
-                except BudgetExceeded as exc:
-                    refused = exc
+                fits = await self._record(ref, page)
+                asks += fits.taken
+                done += len(fits.taken) + len(fits.too_large)
+                if fits.too_large:
+                    yield [Ended(each.item, None, BudgetExceeded(why)) for each, why in fits.too_large]
+                if fits.full is not None:
+                    full = BudgetExceeded(fits.full)
                     break
-                asks += page
-                done += len(page)
             if asks:
                 yield await self._hand_in(api, label, asks)
-            if refused is not None:
-                yield [Ended(item, None, refused) for item in items[done:]]
+            if full is not None:
+                yield [Ended(item, None, full) for item in items[done:]]
                 return
 
     def _ask(self, api: BatchAPI, ref: ModelRef, label: str, item: str, prompt: Prompt) -> Asked:
@@ -220,30 +255,31 @@ class ProviderBatches:
             now=now,
         )
 
-    async def _record(self, ref: ModelRef, asks: Sequence[Asked]) -> None:
-        """Commit what belongs to requests, if the budgets allow them.
-
-        Raises:
-            BudgetExceeded: They don't; nothing is recorded.
-        """
-        events = []
-        for each in asks:
-            turn_id, step_id = self._clock.short_id(), self._clock.short_id()
-            events += [self._new(fact, turn_id, step_id, each.call_id) for fact in each.facts]
-        budgets, session_id = self._budgets, self._session_id
+    async def _record(self, ref: ModelRef, asks: Sequence[Asked]) -> Fitting:
+        """Commit what belongs to requests, of as many as the budgets allow, and what these say."""
+        decided: list[Fitting] = []
+        # Filled by the decision, which the writer takes first: what isn't handed in leaves no words behind.
+        contents: list[str] = []
 
         def decide(conn: Connection) -> list[NewEvent]:
-            told = within_budgets(conn, budgets, asks, ref, session_id=session_id, now=self._clock.now())
-            return [*(self._new(fact) for fact in told), *events]
+            fits = fitting(conn, self._budgets, asks, ref, session_id=self._session_id, now=self._clock.now())
+            decided[:] = [fits]
+            contents[:] = [body for each in fits.taken for body in each.bodies]
+            events = [self._new(fact) for fact in fits.facts]
+            for each in fits.taken:
+                turn_id, step_id = self._clock.short_id(), self._clock.short_id()
+                events += [self._new(fact, turn_id, step_id, each.call_id) for fact in each.facts]
+            return events
 
-        await self._store.append_when(decide, contents=[body for each in asks for body in each.bodies])
+        await self._store.append_when(decide, contents=contents)
+        return decided[0]
 
     async def _hand_in(self, api: BatchAPI, label: str, asks: Sequence[Asked]) -> Flight | list[Ended]:
         recorded = await self._store.query(self._flights)
         (flight,) = [flight for flight in recorded if flight.label == label]
         try:
             batch = await api.submit(label, [(each.call_id, each.request) for each in asks])
-        except (NetworkError, ProviderTimeout):
+        except MAYBE_TAKEN:
             # It may have been taken all the same: whoever follows it looks.
             return flight
         except ProviderError as exc:
@@ -268,9 +304,8 @@ class ProviderBatches:
             ProviderError: The provider can't be asked, and won't be later.
             StoreError: It can't be recorded.
         """
-        first = next(iter(flight.attempts.values()))
-        api = self._api(first.provider)
-        await self._ready(first.provider, first.model)
+        api = self._api(flight.ref)
+        await self._ready(flight.ref.provider, flight.ref.model)
         left, pause = dict(flight.attempts), min(FIRST_POLL_SECONDS, self._poll_seconds)
         while left:
             try:
@@ -300,10 +335,18 @@ class ProviderBatches:
     async def _look_for(self, flight: Flight, api: BatchAPI) -> Flight:
         """A batch that may have been taken without our being told, with the provider's id of it if it was."""
         known = await self._store.query(lambda conn: provider_batches(conn, self._session_id))
-        since = min(attempt.started_at for attempt in flight.attempts.values())
+        sent = [attempt.started_at for attempt in flight.attempts.values()]
         others = {told.provider_batch for told in known.values()}
-        batch = await api.find(flight.label, len(flight.attempts), since=since, known=others)
-        return flight if batch is None else await self._submitted(flight, batch)
+        pause = min(FIRST_POLL_SECONDS, self._poll_seconds)
+        for look in range(1, LOOKS + 1):
+            batch = await api.find(flight.label, len(flight.attempts), since=min(sent), known=others)
+            if batch is not None:
+                return await self._submitted(flight, batch)
+            if look == LOOKS or self._clock.now() - max(sent) > LAG_SECONDS * 1_000_000:
+                break
+            await asyncio.sleep(pause)
+            pause = min(pause * SLOWER, self._poll_seconds)
+        return flight
 
     async def _fetch(
         self, flight: Flight, api: BatchAPI, state: BatchState, left: dict[str, OpenAttempt]

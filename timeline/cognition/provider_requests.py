@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 from sqlalchemy import Connection
 
 from timeline.cognition.prompt_file import Prompt
 from timeline.config import BudgetConfig, ModelRef
-from timeline.errors import BudgetExceeded, ProviderError
+from timeline.errors import ProviderError
 from timeline.events import (
     BATCH_KEY,
     CallFailed,
@@ -33,13 +33,13 @@ from timeline.llm import budget
 from timeline.llm.attempt import error_info
 from timeline.llm.budget import DEFAULT_MAX_TOKENS, bounded_max_tokens, estimate_input
 from timeline.llm.pricing import PriceBook, estimate_tokens
-from timeline.projections.budgets import read_budgets
+from timeline.projections.budgets import ONE_CALL, BudgetState, read_budgets
 from timeline.projections.calls import OpenAttempt
 from timeline.providers.base import Collector, Finish, LLMRequest, Message
 from timeline.providers.batches import Outcome
 from timeline.store import content_digest
 
-__all__ = ["Asked", "ask", "ends", "gone", "label_of", "within_budgets"]
+__all__ = ["Asked", "Fitting", "ask", "ends", "fitting", "gone", "label_of"]
 
 OWNER = "provider-batch/"
 
@@ -139,39 +139,70 @@ def label_of(owner: Owner) -> str | None:
     return owner.host.removeprefix(OWNER) if owner.host.startswith(OWNER) else None
 
 
-def within_budgets(
+class Fitting(Struct, frozen=True):
+    """What budgets say to requests that are to be handed in together.
+
+    Args:
+        taken: Those that may be.
+        too_large: Those that a budget of one call or turn refuses, each with the reason.
+        full: Why none after these may be: a budget over all calls has no room for the next; None if all were looked at.
+        facts: What is to be recorded of it.
+    """
+
+    taken: tuple[Asked, ...]
+    too_large: tuple[tuple[Asked, str], ...] = ()
+    full: str | None = None
+    facts: tuple[EventData, ...] = ()
+
+
+def fitting(
     conn: Connection,
     budgets: Sequence[BudgetConfig],
-    asks: Sequence[Asked],
+    asks: Iterable[Asked],
     ref: ModelRef,
     *,
     session_id: str,
     now: int,
-) -> tuple[EventData, ...]:
-    """What budgets say to requests that are handed in together; the events to record of it.
+) -> Fitting:
+    """As many of the requests, in their order, as the budgets allow.
 
-    Raises:
-        BudgetExceeded: All of them together, or one of them, would pass one.
+    Args:
+        conn: Of the transaction in which they are recorded.
+        budgets: All that hold.
+        asks: The requests, all for one model.
+        ref: That model.
+        session_id: Where they are recorded.
+        now: µs UTC.
     """
-    told: tuple[EventData, ...] = ()
-    costs = [each.nano_usd for each in asks]
-    sums: tuple[tuple[bool, Callable[[list[int]], int]], ...] = ((True, max), (False, sum))
-    for one_call, total in sums:
-        states = read_budgets(
-            conn,
-            [each for each in budgets if (each.window in ("call", "turn")) is one_call],
-            now=now,
-            session_id=session_id,
-            provider=ref.provider,
-            model=ref.model,
-        )
-        nano_usd = None if None in costs else total([cost for cost in costs if cost is not None])
-        match budget.decide(states, nano_usd, total([each.tokens for each in asks]), now):
-            case budget.Admitted(events):
-                told += events
-            case budget.Skip(_, message) | budget.Refuse(_, message):
-                raise BudgetExceeded(message)
-    return told
+
+    def states(*, one_call: bool) -> tuple[BudgetState, ...]:
+        chosen = [each for each in budgets if (each.window in ONE_CALL) is one_call]
+        return read_budgets(conn, chosen, now=now, session_id=session_id, provider=ref.provider, model=ref.model)
+
+    of_each, of_all = states(one_call=True), states(one_call=False)
+    taken: list[Asked] = []
+    too_large: list[tuple[Asked, str]] = []
+    facts: list[EventData] = []
+    nano_usd: int | None = 0
+    tokens = 0
+    # Of one over all calls only the last word counts: it is about all of them together.
+    last: tuple[EventData, ...] = ()
+    full = None
+    for each in asks:
+        alone = budget.decide(of_each, each.nano_usd, each.tokens, now)
+        if not isinstance(alone, budget.Admitted):
+            too_large.append((each, alone.message))
+            facts += alone.events
+            continue
+        more = None if nano_usd is None or each.nano_usd is None else nano_usd + each.nano_usd
+        together = budget.decide(of_all, more, tokens + each.tokens, now)
+        if not isinstance(together, budget.Admitted):
+            full, last = together.message, (*last, *together.events)
+            break
+        facts += alone.events
+        last, nano_usd, tokens = together.events, more, tokens + each.tokens
+        taken.append(each)
+    return Fitting(tuple(taken), tuple(too_large), full, (*facts, *dict.fromkeys(last)))
 
 
 def ends(attempt: OpenAttempt, outcome: Outcome, prices: PriceBook, *, now: int) -> tuple[EventData, ...]:

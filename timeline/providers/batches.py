@@ -31,6 +31,8 @@ PAGES = 10
 """How far back a batch is looked for whose id was never told us."""
 LABEL = "timeline"
 """The key of OpenAI's metadata that holds our own name for a batch."""
+SLACK = 60_000_000
+"""µs that a provider's clock may be behind ours."""
 
 
 class BatchState(Struct, frozen=True):
@@ -77,7 +79,8 @@ class BatchAPI(ABC):
             The provider's id of the batch.
 
         Raises:
-            ProviderError: It wasn't taken; after a `NetworkError` or `ProviderTimeout` it may have been all the same.
+            ProviderError: It wasn't taken; after one that says nothing of the requests, such as a `NetworkError`, a
+                `ServerError` or a `BadResponse`, it may have been all the same.
         """
 
     @abstractmethod
@@ -220,7 +223,7 @@ class _OpenAI(BatchAPI):
             metadata = entry.get("metadata")
             if isinstance(metadata, dict) and metadata.get(LABEL) == label:
                 return _id(entry)
-            if isinstance(entry.get("created_at"), int) and (entry["created_at"] + 60) * 1_000_000 < since:
+            if isinstance(entry.get("created_at"), int) and entry["created_at"] * 1_000_000 + SLACK < since:
                 return None
         return None
 
@@ -309,16 +312,18 @@ class _Anthropic(BatchAPI):
 
     async def find(self, label: str, requests: int, *, since: int, known: Collection[str]) -> str | None:  # noqa: ARG002
         """By its time and size: the API keeps no name of ours. Whose it is, its results tell."""
-        found = []
+        found: list[tuple[int, str]] = []
         async for entry in _listed(self.provider, "/messages/batches", "after_id"):
             created = _instant(entry.get("created_at"))
-            if created is None or created + 60_000_000 < since:
+            if created is None or created + SLACK < since:
                 break
             counts = entry.get("request_counts")
             size = sum(_number(counts, name) for name in ("processing", *_COUNTS))
-            if (batch := _id(entry)) is not None and batch not in known and size == requests and created >= since:
-                found.append(batch)
-        return found[-1] if found else None
+            if (batch := _id(entry)) is not None and batch not in known and size == requests:
+                found.append((created, batch))
+        # The first since then; only where there is none may the provider's clock be behind ours.
+        after = [batch for created, batch in found if created >= since]
+        return after[-1] if after else found[0][1] if found else None
 
     async def state(self, batch: str) -> BatchState:
         return self._state(await self.provider.get_json(f"/messages/batches/{quote(batch, safe='')}"))
