@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,13 +17,15 @@ from timeline.cognition.builtin.clock import Clock as ClockTool
 from timeline.cognition.builtin.files import ReadFile
 from timeline.cognition.processor import CognitionProcessor
 from timeline.cognition.tools import Tool, ToolResult, Tools
-from timeline.cognition.turn import Ask, TurnEnd, always
-from timeline.errors import ServerError, ToolError
+from timeline.cognition.turn import Ask, TurnEnd
+from timeline.config import Complexity, Task
+from timeline.errors import ContextTooLong, ServerError, ToolError
 from timeline.events import Clock, Event, MessageRef, SessionStarted
 from timeline.llm.manager import LLMManager
+from timeline.llm.ranking import Request
 from timeline.llm.router import Candidate
 from timeline.projections.blocks import Session, fold
-from timeline.providers.base import Delta, LLMRequest, Message
+from timeline.providers.base import Capabilities, Delta, LLMRequest, Message
 from timeline.store import EventStore, this_process
 from timeline.testing import ScriptedProvider
 
@@ -48,6 +50,12 @@ class Shout(Tool):
         return ToolResult(arguments["text"].upper())
 
 
+class Toolless(ScriptedProvider):
+    """Of a model that follows a schema, and knows no tools."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(schema=True)
+
+
 def route(*tools: str, complexity: str = "low") -> str:
     return json.dumps({"intent": "test", "tools": list(tools), "complexity": complexity})
 
@@ -66,6 +74,8 @@ class Pipeline:
         self.store = store
         self.clock = Clock()
         self.provider = ScriptedProvider()
+        self.toolless = Toolless(name="toolless")
+        self.wanted: dict[Task, Request] = {}
         self.session_id = self.clock.uuid7()
         self._begun = False
         tools = Tools([Calculator(), ClockTool(), ReadFile(), Shout()])
@@ -73,17 +83,29 @@ class Pipeline:
         async def opened_tools() -> Tools:
             return tools
 
-        def get(_name: str) -> ScriptedProvider:
-            return self.provider
+        def get(name: str) -> ScriptedProvider:
+            return self.toolless if name == "toolless" else self.provider
 
         manager = LLMManager(store, self.clock, get, settings=ONCE)
         self.processor = CognitionProcessor(store, manager, self.clock, get, opened_tools)
 
-    def turn(self, prompt: str, *answers: Any, context: int | None = None, **more: Any) -> Any:
+    def turn(
+        self,
+        prompt: str,
+        *answers: Any,
+        context: int | None = None,
+        candidates: Sequence[Candidate] = (),
+        **more: Any,
+    ) -> Any:
         self.provider = ScriptedProvider(*answers)
         first = None if self._begun else SessionStarted("test", this_process(), prompt)
         self._begun = True
-        choose = always(Candidate("scripted", "model", "asked for", context))
+        chosen = candidates or [Candidate("scripted", "model", "asked for", context)]
+
+        async def choose(task: Task, _complexity: Complexity | None, request: Request) -> Sequence[Candidate]:
+            self.wanted[task] = request
+            return chosen
+
         return self.processor.run(Ask(prompt, choose, self.session_id, first, mode="pipeline", **more))
 
     async def ask(self, prompt: str, *answers: Any, **more: Any) -> TurnEnd:
@@ -386,18 +408,101 @@ async def test_tools_that_ran_when_the_turn_was_stopped_are_recorded_as_interrup
     assert ("failed", "interrupted", "completed") == (shout.state, shout.error.kind, calculator.state)
 
 
+# ------------------------------------------------------------------ whom to ask
+
+
+async def test_who_is_asked_is_chosen_by_the_size_of_what_is_sent(pipeline: Pipeline) -> None:
+    wanted = calls(("shout", {"text": "a"}))
+    await pipeline.ask("Shout " + "x" * 4000, route("shout"), wanted, "Fine.", "A", past=said_before(10))
+
+    sizes = [pipeline.wanted[task].input_tokens for task in ("query_routing", "tool_calling", "response_formatting")]
+    assert 1000 < sizes[0] < sizes[2] < sizes[1]
+
+
+@pytest.mark.parametrize(("fallback", "asked"), [(False, "scripted"), (True, "toolless")])
+async def test_of_a_list_those_that_call_tools_come_first_but_not_what_only_stands_in(
+    pipeline: Pipeline, *, fallback: bool, asked: str
+) -> None:
+    both = [Candidate("toolless", "model", "route"), Candidate("scripted", "model", "route", fallback=fallback)]
+    pipeline.toolless = Toolless(route("shout"), '{"text": "b"}', name="toolless")
+    await pipeline.ask("Shout", calls(("shout", {"text": "a"})), "Fine.", candidates=both)
+
+    (turn,) = (await pipeline.session()).turns
+    assert {asked} == {attempt.provider for attempt in turn.steps[1].attempts}
+    assert ["completed"] == [use.state for use in turn.steps[1].tools]
+
+
 # ------------------------------------------------------------------ history and schema
 
 
-async def test_the_oldest_turns_are_left_out_where_the_context_is_full_and_the_step_says_so(pipeline: Pipeline) -> None:
-    past = tuple(
+def said_before(turns: int) -> tuple[tuple[Message, MessageRef], ...]:
+    return tuple(
         pair
-        for number in range(10)
+        for number in range(turns)
         for pair in (
             (Message("user", f"{number} " + "why " * 50), MessageRef("user")),
             (Message("assistant", "because " * 50), MessageRef("assistant")),
         )
     )
+
+
+async def test_the_route_sees_the_last_exchange(pipeline: Pipeline) -> None:
+    await pipeline.ask("and times two?", route(), "24", past=said_before(3))
+
+    told = pipeline.told(0)
+    assert ["user", "assistant", "user"] == [role for role, _ in told]
+    assert told[0][1].startswith("2 why")
+
+
+async def test_the_tool_step_too_leaves_out_the_oldest_turns_and_says_so(pipeline: Pipeline) -> None:
+    wanted = calls(("shout", {"text": "a" * 400}))
+    await pipeline.ask("Shout", route("shout"), wanted, "Fine.", "A", past=said_before(10), context=1000)
+
+    before, after = pipeline.told(1), pipeline.told(2)
+    assert ("user", "Shout") == before[-1] == after[-3]
+    # A result takes its room from the turns before.
+    assert 1 < len(after) - 2 < len(before) < 21
+    (turn,) = (await pipeline.session()).turns
+    left_out = (21 - (len(after) - 2)) // 2
+    assert f"left out the oldest {left_out} turns: the model's context is full" == turn.steps[1].reason
+    assert not turn.steps[1].degraded
+
+
+TOO_LONG = [ContextTooLong("too long", provider="scripted")]
+
+
+async def test_a_conversation_that_is_too_long_after_all_is_left_out_of_the_tool_step(pipeline: Pipeline) -> None:
+    wanted = calls(("shout", {"text": "a"}))
+    end = await pipeline.ask("Shout", route("shout"), TOO_LONG, wanted, "Fine.", "A", past=said_before(3))
+
+    assert ("A", None) == (end.text, end.error)
+    assert [("user", "Shout")] == pipeline.told(2)
+    assert "left out the oldest 3 turns" in ((await pipeline.session()).turns[0].steps[1].reason or "")
+
+
+async def test_a_tool_step_that_fits_nowhere_takes_what_the_text_gives_and_goes_on(pipeline: Pipeline) -> None:
+    end = await pipeline.ask("What is 12*7?", route("calculator", "shout"), TOO_LONG, TOO_LONG, "84.")
+
+    assert ("84.", None) == (end.text, end.error)
+    step = (await pipeline.session()).turns[0].steps[1]
+    assert (["calculator"], True) == ([use.name for use in step.tools], step.degraded)
+    assert "went on without shout: the model's context is full" in (step.reason or "")
+
+
+async def test_results_that_fill_the_context_end_the_calls_of_tools(pipeline: Pipeline) -> None:
+    wanted = calls(("shout", {"text": "a"}))
+    end = await pipeline.ask("Shout", route("shout"), wanted, TOO_LONG, "A.")
+
+    assert ("A.", None) == (end.text, end.error)
+    step = (await pipeline.session()).turns[0].steps[1]
+    assert (["shout"], "went on without further tools: the model's context is full") == (
+        [use.name for use in step.tools],
+        step.reason,
+    )
+
+
+async def test_the_oldest_turns_are_left_out_where_the_context_is_full_and_the_step_says_so(pipeline: Pipeline) -> None:
+    past = said_before(10)
     await pipeline.ask("Joke", route(), "Knock.", past=past, context=1000)
 
     told = pipeline.told(1)

@@ -41,6 +41,7 @@ __all__ = [
 
 LONGEST_TEXT = 8000
 """Characters of the user's words that a bigger model is shown: what is wanted is said at the beginning or the end."""
+LONGEST_PAST = 1000
 LONGEST_FOR_SMALL = 600
 LONGEST_INTENT = 80
 MOST_TOKENS = 1000
@@ -207,12 +208,14 @@ def _description_request(asking: Asking) -> LLMRequest:
         " for long or careful work\n\n"
         f"Tools:\n{tools}"
     )
+    if asking.past:
+        system += "\n\nDecide about the last <request> alone; what was said before only tells what it refers to."
     if hints:
         system += f"\n\nWhat a search for patterns found in the request, which may be wrong:\n{hints}"
     return LLMRequest(
         model="",
         system=system,
-        messages=(*asking.past, Message("user", f"<request>\n{_shortened(asking.text, LONGEST_TEXT)}\n</request>")),
+        messages=(*_before(asking), Message("user", f"<request>\n{_shortened(asking.text, LONGEST_TEXT)}\n</request>")),
         temperature=0.0,
         max_tokens=MOST_TOKENS,
         response_schema={
@@ -233,6 +236,11 @@ def _description_request(asking: Asking) -> LLMRequest:
             "additionalProperties": False,
         },
     )
+
+
+def _before(asking: Asking) -> tuple[Message, ...]:
+    """What was said before, as far as it helps to understand "and times two?"."""
+    return tuple(Message(said.role, _shortened(said.text, LONGEST_PAST) or "(an image)") for said in asking.past)
 
 
 class _Described(Struct):

@@ -21,6 +21,7 @@ from timeline.errors import (
     BadResponse,
     BrokenStream,
     ContentRefused,
+    ContextTooLong,
     InvalidRequest,
     StoreError,
     TimelineError,
@@ -40,6 +41,7 @@ from timeline.events import (
 )
 from timeline.llm.attempt import CallEnd, error_info
 from timeline.llm.manager import LLMManager
+from timeline.llm.pricing import estimate_tokens
 from timeline.llm.ranking import Request
 from timeline.llm.router import Candidate
 from timeline.providers.base import (
@@ -52,6 +54,7 @@ from timeline.providers.base import (
     ToolCall,
     parse_arguments,
 )
+from timeline.providers.base import Tool as ToolSchema
 
 __all__ = ["Steps", "is_small"]
 
@@ -60,6 +63,8 @@ UNREADABLE = (BadResponse, BrokenStream, ContentRefused, InvalidRequest)
 
 MOST_CALLS = 16
 """Tools that a model may call at once."""
+INSTRUCTIONS_TOKENS = 300
+"""Of the route's request without the user's words and the tools."""
 
 
 class Steps:
@@ -91,6 +96,8 @@ class Steps:
         self._max_rounds = max_rounds
         self._end: CallEnd | None = None
         self._decision = routing.Decision("answer", (), "low", "none")
+        self._without: list[str] = []
+        self._degraded = False
         self.outcomes: list[ToolOutcome] = []
         self.complexity: Complexity | None = None
         self.error: TimelineError | None = None
@@ -130,7 +137,9 @@ class Steps:
             async with aclosing(self._use_tools(step_id, decision, signals)) as events:
                 async for event in events:
                     yield event
-            record.end_step(step_id, StepCompleted(record.elapsed_us - began))
+            without = "; ".join(self._without) or None
+            duration = record.elapsed_us - began
+            record.end_step(step_id, StepCompleted(duration, None, without, self._degraded))
         except StoreError:
             raise
         except TimelineError as exc:
@@ -146,13 +155,18 @@ class Steps:
 
     async def _route(self, step_id: str, signals: Sequence[Signal]) -> AsyncGenerator[Event]:
         """Ask what the prompt needs; what came of it is `_decision`."""
-        candidates = await self._ask.choose("query_routing", None, Request())
+        schemas = self._tools.schemas()
+        said = (self._ask.prompt[: routing.LONGEST_TEXT], *(schema.description for schema in schemas))
+        candidates = await self._ask.choose(
+            "query_routing", None, Request(estimate_tokens(*said) + INSTRUCTIONS_TOKENS)
+        )
         first = candidates[0]
         small = is_small(self._get, first)
         if small:
             # What a small one is asked would make no sense to others.
             candidates = [candidate for candidate in candidates if is_small(self._get, candidate)]
-        asking = routing.Asking(self._ask.prompt, self._tools.schemas(), tuple(signals), small=small, model=first.model)
+        past = () if small else tuple(message for message, _ in self._ask.past[-2:])
+        asking = routing.Asking(self._ask.prompt, schemas, tuple(signals), small=small, model=first.model, past=past)
         request = routing.request(asking)
         for last in (False, True):
             try:
@@ -178,14 +192,25 @@ class Steps:
     async def _use_tools(
         self, step_id: str, decision: routing.Decision, signals: Sequence[Signal]
     ) -> AsyncGenerator[Event]:
-        candidates = await self._ask.choose("tool_calling", None, Request())
+        ask = self._ask
+        fixed = self._beside(self._tools.schemas(decision.tools))
+        tokens = fixed + estimate_tokens(
+            *(message.text for message, _ in ask.past), user_message(ask.prompt, ask.files).text
+        )
+        candidates = await ask.choose("tool_calling", None, Request(tokens))
         native = [candidate for candidate in candidates if self._calls_tools(candidate)]
-        if native and native[0] == candidates[0]:
-            using = self._natively(step_id, native, decision)
+        # Whoever calls tools comes before who doesn't, though not before what was wanted where it only stands in.
+        if native and (native[0] == candidates[0] or not native[0].fallback):
+            async with aclosing(self._natively(step_id, native, decision)) as events:
+                async for event in events:
+                    yield event
+            if self.outcomes or not self._degraded:
+                return
+            # Without the conversation, the words alone may do.
+            others = native
         else:
             others = [candidate for candidate in candidates if candidate not in native]
-            using = self._by_arguments(step_id, others, decision, signals)
-        async with aclosing(using) as events:
+        async with aclosing(self._by_arguments(step_id, others, decision, signals)) as events:
             async for event in events:
                 yield event
 
@@ -194,10 +219,15 @@ class Steps:
     ) -> AsyncGenerator[Event]:
         """The model calls tools, and is told what came of it, until it has no more wishes."""
         ask, record = self._ask, self._record
-        messages = [*ask.past, (user_message(ask.prompt, ask.files), record.message)]
-        messages, _ = fitting(messages, candidates[0].context)
         schemas = self._tools.schemas(decision.tools)
-        for _ in range(self._max_rounds):
+        past = ask.past
+        said = [(user_message(ask.prompt, ask.files), record.message)]
+        rounds = 0
+        while rounds < self._max_rounds:
+            beside = self._beside(schemas) + estimate_tokens(*(_words(message) for message, _ in said[1:]))
+            kept, _ = fitting([*past, said[0]], candidates[0].context, beside=beside)
+            past = tuple(kept[:-1])
+            messages = [*past, *said]
             request = LLMRequest(
                 "",
                 tuple(message for message, _ in messages),
@@ -207,15 +237,23 @@ class Steps:
                 seed=ask.seed,
             )
             refs = [MessageRef("system", ref=record.keep(request.system or "")), *(ref for _, ref in messages)]
-            async with aclosing(self._call(step_id, candidates, request, refs)) as events:
-                async for event in events:
-                    yield event
+            try:
+                async with aclosing(self._call(step_id, candidates, request, refs)) as events:
+                    async for event in events:
+                        yield event
+            except ContextTooLong:
+                if not past:
+                    self._give_up("further tools")
+                    break
+                past = ()
+                continue
+            rounds += 1
             answer, call_id = self._answer(), self._end.call_id if self._end else ""
             if not answer.tool_calls:
-                return
-            said: tuple[Part, ...] = (*answer.opaque, *([TextPart(answer.content)] if answer.content else []))
-            content = said if answer.opaque else answer.content
-            messages.append(
+                break
+            parts: tuple[Part, ...] = (*answer.opaque, *([TextPart(answer.content)] if answer.content else []))
+            content = parts if answer.opaque else answer.content
+            said.append(
                 (Message("assistant", content, tool_calls=answer.tool_calls), MessageRef("assistant", call=call_id))
             )
             begun = len(self.outcomes)
@@ -225,7 +263,19 @@ class Steps:
             for outcome in self.outcomes[begun:]:
                 call, failed = outcome.call, outcome.error is not None
                 told = Message("tool", outcome.text, tool_call_id=call.id, name=call.name, is_error=failed)
-                messages.append((told, MessageRef("tool", ref=record.keep(outcome.text))))
+                said.append((told, MessageRef("tool", ref=record.keep(outcome.text))))
+        if len(past) < len(ask.past):
+            left_out = (len(ask.past) - len(past)) // 2
+            self._without.insert(0, f"left out the oldest {left_out} turns: the model's context is full")
+
+    def _give_up(self, what: str) -> None:
+        self._degraded = True
+        self._without.append(f"went on without {what}: the model's context is full")
+
+    def _beside(self, schemas: Sequence[ToolSchema]) -> int:
+        """About how many tokens go with the messages of a model that calls tools."""
+        told = (f"{tool.name} {tool.description} {msgspec.json.encode(tool.parameters).decode()}" for tool in schemas)
+        return estimate_tokens(tool_system(self._ask.system), *told)
 
     async def _by_arguments(
         self,
@@ -246,9 +296,13 @@ class Steps:
                     "", (message,), system=system, temperature=0, response_schema=schema.parameters, max_tokens=256
                 )
                 refs = [MessageRef("system", ref=self._record.keep(system)), self._record.message]
-                async with aclosing(self._call(step_id, candidates, request, refs)) as events:
-                    async for event in events:
-                        yield event
+                try:
+                    async with aclosing(self._call(step_id, candidates, request, refs)) as events:
+                        async for event in events:
+                            yield event
+                except ContextTooLong:
+                    self._give_up(schema.name)
+                    continue
                 arguments = parse_arguments(self._answer().content)
             calls.append(ToolCall(f"call_{number}", schema.name, arguments or {}))
         async with aclosing(self._run(step_id, calls, decision.tools)) as events:
@@ -354,6 +408,13 @@ def is_small(get: Callable[[str], LLMProvider], candidate: Candidate) -> bool:
         return get(candidate.provider).is_small(candidate.model)
     except TimelineError:
         return False
+
+
+def _words(message: Message) -> str:
+    """All that a message of this turn tells a model."""
+    return message.text + "".join(
+        f"{call.name} {msgspec.json.encode(call.arguments).decode()}" for call in message.tool_calls
+    )
 
 
 def _told(decision: routing.Decision) -> dict[str, object]:
