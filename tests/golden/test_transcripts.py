@@ -10,7 +10,7 @@ import re
 import shlex
 from pathlib import Path
 
-from support.answers import answer, delta, event, limited, refused, stream, usage
+from support.answers import answer, delta, event, refused, stream, usage
 from support.command import Backend, Home
 
 HERE = Path(__file__).parent
@@ -90,7 +90,8 @@ def test_what_goes_wrong(home: Home, backend: Backend) -> None:
     transcript.run("ask", "Why?", "-m", "openai:gpt-4o")
     transcript.run("ask", "Why?", "-f", "missing.txt")
     transcript.run("ask", "-c", "Why?")
-    transcript.says(limited())
+    # Brief: who asks next waits for it.
+    transcript.says(refused(429, "Rate limit reached for requests", "rate_limit_exceeded", **{"retry-after": "1"}))
     transcript.run("ask", "Why?")
     transcript.says(refused(401, "Incorrect API key", "invalid_api_key"))
     transcript.run("ask", "Why?")
