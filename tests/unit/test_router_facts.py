@@ -127,9 +127,23 @@ def test_a_project_may_not_choose_by_complexity_what_the_user_never_listed(tmp_p
 async def test_a_route_that_is_wrong_does_not_stop_a_question_that_names_its_model(tmp_path: Path) -> None:
     config = configured(tmp_path, "routing_strategy: {default: 'nope:x'}")
 
-    assert ["openai:a", "embedded:smollm2"] == await chain(config, ModelRef("openai", "a"))
+    assert ["openai:a"] == await chain(config, ModelRef("openai", "a"))
     with pytest.raises(ConfigError, match="nope"):
         await chain(config)
+
+
+async def test_what_is_built_in_stands_in_for_routes_and_not_for_a_model_that_was_named(tmp_path: Path) -> None:
+    routes = "routing_strategy: {default: 'openai:a'}"
+    asked = ModelRef("openai", "a")
+
+    assert ["openai:a", "embedded:smollm2"] == await chain(configured(tmp_path, routes))
+    assert ["openai:a"] == await chain(configured(tmp_path, routes), asked)
+    assert ["groq:b"] == await chain(configured(tmp_path, TIMELINE_MODEL="groq:b"))
+    wanted = configured(tmp_path, "routing_strategy: {fallback: 'embedded:smollm2'}", TIMELINE_MODEL="groq:b")
+    assert [["openai:a", "embedded:smollm2"], ["groq:b", "embedded:smollm2"]] == [
+        await chain(wanted, asked),
+        await chain(wanted),
+    ]
 
 
 # ------------------------------------------------------------------ prices, keys, contexts
@@ -171,7 +185,7 @@ async def test_the_context_is_that_of_the_settings_the_engine_or_the_table(tmp_p
     models = (ModelRef("groq", "b"), ModelRef("openai", "gpt-4o"))
     explained = await router(config).explain(Asked(models))
 
-    assert [999, 128_000, 8192] == [candidate.context for candidate in explained.routed.candidates]
+    assert [999, 128_000] == [candidate.context for candidate in explained.routed.candidates]
 
 
 # ------------------------------------------------------------------ offline
@@ -181,8 +195,8 @@ async def test_offline_by_settings_and_without_a_network(tmp_path: Path) -> None
     local = "llm_providers: {near: {kind: openai, base_url: 'http://127.0.0.1:8080/v1', models: [m]}}\n"
     question = (ModelRef("openai", "a"), ModelRef("near", "m"))
 
-    assert ["near:m", "embedded:smollm2"] == await chain(configured(tmp_path, local + "offline: true"), *question)
-    assert ["near:m", "embedded:smollm2"] == await chain(configured(tmp_path, local), *question, network="none")
+    assert ["near:m"] == await chain(configured(tmp_path, local + "offline: true"), *question)
+    assert ["near:m"] == await chain(configured(tmp_path, local), *question, network="none")
     assert "openai:a" == (await chain(configured(tmp_path, local), *question))[0]
 
 
@@ -200,7 +214,8 @@ async def test_a_server_in_the_own_network_is_asked_while_there_is_one(tmp_path:
     question = ModelRef("room", "m")
 
     assert "room:m" == (await chain(config, question, network="link"))[0]
-    assert ["embedded:smollm2"] == await chain(config, question, network="none")
+    # Nobody on this machine was asked for: it goes out all the same, and says itself what is wrong.
+    assert ["room:m"] == await chain(config, question, network="none")
 
 
 # ------------------------------------------------------------------ the log

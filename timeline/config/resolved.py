@@ -207,6 +207,19 @@ class Config:
                 return found, name
         return self.candidates("fallback") or (ModelRef("embedded", "smollm2"),), "default"
 
+    def stand_ins(self, *, named: bool) -> tuple[Choice, ...]:
+        """What answers when all else failed; after a model that was named for this question, only what a file asks for.
+
+        Args:
+            named: The user named the model, on the command line or by `TIMELINE_MODEL`.
+
+        Raises:
+            ConfigError: See `candidates`.
+        """
+        named = named or self.source("routing_strategy", "default") == ENVIRONMENT
+        built_in = self.source("routing_strategy", "fallback") == DEFAULT
+        return () if named and built_in else self.candidates("fallback")
+
     def default_route(self) -> tuple[Choice, ...]:
         """What is asked for one direct question that names no model, the preferred one first.
 

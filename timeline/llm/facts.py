@@ -170,7 +170,7 @@ class Router:
         tiers: dict[Complexity, tuple[Choice, ...]] = {}
         if asked.complexity and not asked.models:
             tiers[asked.complexity] = config.tier(asked.complexity)
-        fallback = config.candidates("fallback")
+        fallback = config.stand_ins(named=bool(asked.models))
         choices = [*asked.models, *chosen, *(choice for tier in tiers.values() for choice in tier), *fallback]
         automatic = any(isinstance(choice, Auto) for choice in choices)
         offered = config.offered if automatic else ()
