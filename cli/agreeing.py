@@ -42,9 +42,7 @@ def agreeing(aside: Callable[[], AbstractContextManager[None]]) -> Confirm | Non
             while True:
                 sys.stderr.write(f"{output.harmless(words, output.stderr())} [y/N]: ")
                 sys.stderr.flush()
-                # Ctrl-C leaves the thread behind, waiting for a line. Had it Python's own buffer of the input, the
-                # interpreter could not end.
-                said = (await apart(os.read, sys.stdin.fileno(), LONGEST_LINE)).decode(errors="replace")
+                said = await apart(_line, sys.stdin.fileno())
                 match said.strip().lower():
                     case "y" | "yes":
                         return True
@@ -52,3 +50,15 @@ def agreeing(aside: Callable[[], AbstractContextManager[None]]) -> Confirm | Non
                         return False
 
     return confirm
+
+
+def _line(terminal: int) -> str:
+    """What is typed next; nothing where the terminal is gone.
+
+    Ctrl-C leaves its thread behind, still waiting. If that held Python's own buffer of the input, the interpreter could
+    not end.
+    """
+    try:
+        return os.read(terminal, LONGEST_LINE).decode(errors="replace")
+    except OSError:
+        return ""
