@@ -17,7 +17,7 @@ from support.loopback import Reply, Request
 
 PROMPTS = 1000
 KILLED_AT = (150, 420, 800)
-AT_ONCE = 16
+AT_ONCE = 8
 
 
 def answered(home: Home) -> int:
@@ -76,7 +76,7 @@ def test_a_provider_s_batch_outlives_its_process_and_is_fetched_by_the_next(
     home.configure(local=False, api_key="key-12345")
     service = OpenAIBatches(polls=10**9)
     backend.says(service)
-    prompts = [f"prompt {number}" for number in range(30)]
+    prompts = [f"prompt {number}" for number in range(10)]
     (home.work / "p.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     command = ("batch", "p.jsonl", "--provider-batch", "--poll", "0.05", "-o", "out.jsonl")
     process = home.start(*command)
@@ -85,7 +85,7 @@ def test_a_provider_s_batch_outlives_its_process_and_is_fetched_by_the_next(
     process.send(number)
     assert (130 if number == signal.SIGINT else -number) == process.wait()
     if number == signal.SIGINT:
-        assert "0 of 30 answered: the same command goes on; 30 are with the provider" in process.errors()
+        assert "0 of 10 answered: the same command goes on; 10 are with the provider" in process.errors()
 
     # Whatever starts next takes nothing of it for abandoned.
     assert 0 == home.run("sessions", "list").code
