@@ -237,7 +237,8 @@ class EventStoreContract:
         assert (await store.verify()).problem is None
 
     async def test_any_number_of_bodies_is_read_at_once(self, store: EventStore, scribe: Scribe) -> None:
-        bodies = [f"body {n}" for n in range(40_000)]
+        # One more than a statement of SQLite's takes values: https://sqlite.org/limits.html#max_variable_number
+        bodies = [f"body {n}" for n in range(32_767)]
         await store.append(scribe.notes("a", 1), contents=bodies)
 
         assert len(bodies) == len(await store.contents(map(content_digest, bodies)))

@@ -222,24 +222,32 @@ def force(path: Path, *statements: str) -> None:
 
 def read_models(path: Path) -> dict[str, list[tuple[Any, ...]]]:
     """Every row of every read model, as it lies in the file, with its row id where it has one; and the index's words."""
-    bare = {name for (name,) in look(path, "SELECT name FROM pragma_table_list WHERE wr")} | {"projections"}
-    rows = {
-        name: look(
-            path, f"SELECT {'*' if name in bare else 'rowid, *'} FROM {name} {'' if name in bare else 'ORDER BY 1'}"
-        )
-        for name in READ_MODELS
-    }
-    return {**rows, "search_index": words(path)}
+    connection = sqlite3.connect(path)
+    try:
+        bare = {name for (name,) in connection.execute("SELECT name FROM pragma_table_list WHERE wr")} | {"projections"}
+        rows = {
+            name: connection.execute(
+                f"SELECT {'*' if name in bare else 'rowid, *'} FROM {name} {'' if name in bare else 'ORDER BY 1'}"
+            ).fetchall()
+            for name in READ_MODELS
+        }
+        return {**rows, "search_index": _words(connection)}
+    finally:
+        connection.close()
 
 
 def words(path: Path) -> list[tuple[Any, ...]]:
     """Every word of the index of past turns: word, turn, column and place."""
     connection = sqlite3.connect(path)
     try:
-        connection.execute("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab(main, search_index, instance)")
-        return connection.execute("SELECT * FROM vocabulary ORDER BY 1, 2, 3, 4").fetchall()
+        return _words(connection)
     finally:
         connection.close()
+
+
+def _words(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    connection.execute("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab(main, search_index, instance)")
+    return connection.execute("SELECT * FROM vocabulary ORDER BY 1, 2, 3, 4").fetchall()
 
 
 def all_bytes(path: Path) -> bytes:
