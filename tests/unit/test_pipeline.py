@@ -286,6 +286,30 @@ async def test_a_private_turn_records_neither_arguments_nor_facts(pipeline: Pipe
     assert b"swordfish" not in everything(tmp_path).lower()
 
 
+class Small(ScriptedProvider):
+    """A model that has to be asked in few words, and knows no tools."""
+
+    capabilities = Capabilities(schema=True)
+
+    def is_small(self, _model: str) -> bool:
+        return True
+
+
+async def test_a_very_small_model_is_held_to_the_facts_and_they_are_recorded_once(pipeline: Pipeline) -> None:
+    provider = Small("math", "It is 84.")
+    turn = pipeline.turn("What is 12*7?")
+    pipeline.provider = provider
+    async with aclosing(turn) as items:
+        end = [item async for item in items][-1]
+
+    assert "It is 84." == end.text
+    grammar = provider.requests[-1].extra["grammar"]
+    assert grammar.startswith('root ::= ("It is " | ')
+    assert grammar.endswith(') "84" "."')
+    sent = [event.data for event in await pipeline.events() if event.type == "request.sent"][-1]
+    assert "extra" not in sent.params
+
+
 # ------------------------------------------------------------------ what goes wrong
 
 

@@ -12,7 +12,7 @@ from contextlib import aclosing
 import msgspec
 from msgspec import Struct
 
-from timeline.cognition.prompts import BRIEFLY, grounded, grounded_briefly, missing_facts, user_message
+from timeline.cognition.prompts import BRIEFLY, facts_grammar, grounded, grounded_briefly, missing_facts, user_message
 from timeline.cognition.steps import Steps, is_small
 from timeline.cognition.tools import Found, ToolOutcome, Tools, Workspace
 from timeline.cognition.turn import Ask, Record, TurnEnd, fitting
@@ -213,7 +213,11 @@ class _Final:
             "response_formatting" if ask.mode == "pipeline" else "default", complexity, wanted
         )
         text, system, temperature = ask.prompt, ask.system, ask.temperature
+        grammar = None
         if outcomes and is_small(self._get, candidates[0]):
+            # What holds such a model to its facts, no other one may understand.
+            candidates = [candidate for candidate in candidates if is_small(self._get, candidate)]
+            grammar = facts_grammar(outcomes) if ask.schema is None else None
             text = grounded_briefly(ask.prompt, outcomes)
             system = f"{BRIEFLY}\n\n{system}" if system else BRIEFLY
             temperature = 0 if temperature is None else temperature
@@ -238,10 +242,13 @@ class _Final:
             max_tokens=ask.max_tokens,
             seed=ask.seed,
             response_schema=ask.schema,
+            extra={} if grammar is None else {"grammar": grammar},
         )
         ref = record.system if system == ask.system else record.keep(system or "")
         first = (MessageRef("system", ref=ref),) if system else ()
-        context = record.context(self._step_id, (*first, *(ref for _, ref in said)), shown=True)
+        context = record.context(
+            self._step_id, (*first, *(ref for _, ref in said)), shown=True, quoting=grammar is not None
+        )
         return manager.stream(candidates, request, context, opening=record.pending, contents=record.bodies)
 
     def conclude(self, end: CallEnd, outcomes: Sequence[ToolOutcome]) -> asyncio.Future[list[Event]]:

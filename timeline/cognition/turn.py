@@ -208,13 +208,16 @@ class Record:
 
         self._store.enqueue_when(decide)
 
-    def context(self, step_id: str, messages: Sequence[MessageRef], *, shown: bool) -> CallContext:
+    def context(
+        self, step_id: str, messages: Sequence[MessageRef], *, shown: bool, quoting: bool = False
+    ) -> CallContext:
         """Where a call of this turn belongs.
 
         Args:
             step_id: Its step.
             messages: What is sent, but for the system prompt.
             shown: Whether the user sees its text while it comes.
+            quoting: Whether its further fields repeat what was said.
         """
         ask = self._ask
         return CallContext(
@@ -225,6 +228,7 @@ class Record:
             private=ask.private,
             stream=ask.stream,
             shown=shown,
+            quoting=quoting,
             timeout=ask.timeout,
             cache=ask.cache,
             budgets=ask.budgets,

@@ -70,6 +70,8 @@ class CallContext(Struct, frozen=True):
         private: Record totals, not bodies.
         stream: Ask for a streamed answer.
         shown: Whether the caller shows what comes to somebody, who would see it taken back.
+        quoting: Its further fields (`LLMRequest.extra`) repeat what was said, which stands in the log once, as a body that
+            can be forgotten.
         timeout: Seconds that it may take until its first words, waits included; None for the configured one.
         cache: Whether an equal request's answer will do; None for what is configured.
         budgets: Further budgets, beside the configured ones.
@@ -82,6 +84,7 @@ class CallContext(Struct, frozen=True):
     private: bool = False
     stream: bool = True
     shown: bool = True
+    quoting: bool = False
     timeout: float | None = None
     cache: bool | None = None
     budgets: tuple[BudgetConfig, ...] = ()
@@ -209,7 +212,7 @@ class Attempt:
                 why=self._why,
                 messages=context.messages,
                 owner=this_process(),
-                params=_params(request, private=context.private),
+                params=_params(request, context),
                 tools=content_digest(encoded_tools(request)) if request.tools else None,
                 stream=context.stream,
                 estimated_input_tokens=self._estimated_input,
@@ -449,10 +452,11 @@ def _tool_fragment(delta: Delta) -> str:
     return msgspec.json.encode({key: value for key, value in fragment.items() if value is not None}).decode()
 
 
-def _params(request: LLMRequest, *, private: bool) -> dict[str, Any]:
+def _params(request: LLMRequest, context: CallContext) -> dict[str, Any]:
     """What was asked for beside messages and tools, where it isn't the default; of a private call no words of the user's."""
     names = ["temperature", "max_tokens", "seed", "reasoning"]
-    names += [] if private else ["stop", "tool_choice", "response_schema", "extra"]
+    names += [] if context.private else ["stop", "tool_choice", "response_schema"]
+    names += [] if context.private or context.quoting else ["extra"]
     return {name: value for name in names if (value := getattr(request, name)) not in (None, (), {})}
 
 
