@@ -253,7 +253,8 @@ class Timeline(Looking):
         request = request_of([*(past for past, _ in talk.past), user_message(prompt, files)], talk.system, None)
         models = () if model is None else (self.config.parse_choice(model),)
         writes: Task = "response_formatting" if mode == "pipeline" else "default"
-        routed = await self._router.route(Asked(models, writes, request=request), talk.last)
+        asked = Asked(models, writes, request=request)
+        routed = await self._router.route(asked, talk.last)
         if not routed.others:
             # A key that can't be had is the user's to know, and no reason to ask a model that only stands in.
             self._providers.get(routed.candidates[0].provider)
@@ -263,7 +264,9 @@ class Timeline(Looking):
             first = SessionStarted(client_version=timeline.__version__, owner=this_process(), title=title)
 
         async def choose(task: Task, complexity: Complexity | None, request: Request) -> Sequence[Candidate]:
-            return (await self._router.route(Asked(models, task, complexity, request), talk.last)).candidates
+            now = Asked(models, task, complexity, request)
+            # A plain question is asked at once, with nothing more known about it.
+            return (routed if now == asked else await self._router.route(now, talk.last)).candidates
 
         return Ask(
             prompt=prompt,

@@ -68,16 +68,17 @@ Index("search_turns_of_turn", search_turns.c.turn_id, unique=True)
 Index("search_turns_of_call", search_turns.c.call_id, sqlite_where=search_turns.c.call_id.is_not(None))
 
 # SQLite keeps the order of a subquery under group_concat: https://sqlite.org/optoverview.html#omit_orderby
+# A window's own texts need no sorting, which would take twice the time of all the rest: json_each walks them in their order.
 _VIEW = f"""
 CREATE VIEW {{schema}}.search_texts AS
 SELECT t.id AS id,
   (SELECT substr(CAST(body AS TEXT), 1, {LONGEST}) FROM contents WHERE digest = t.prompt) AS prompt,
   (SELECT substr(group_concat(piece, ''), 1, {LONGEST}) FROM
-    (SELECT texts.value AS piece FROM events, json_each(events.data, '$.texts') AS texts
+    (SELECT (SELECT group_concat(value, '') FROM json_each(events.data, '$.texts')) AS piece FROM events
      WHERE events.position BETWEEN t.first_position AND t.last_position
        AND events.call_id = t.call_id AND events.type = 'chunk.received'
        AND json_extract(events.data, '$.kind') IS NULL
-     ORDER BY events.position, texts.key)) AS answer
+     ORDER BY events.position)) AS answer
 FROM search_turns AS t WHERE t.ended
 """
 _INDEX = """
@@ -161,7 +162,7 @@ class Search(Projection):
     """
 
     name: ClassVar[str] = "search"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tables: ClassVar[tuple[Table, ...]] = (search_turns,)
 
     def apply(self, conn: Connection, event: Event) -> None:
