@@ -7,6 +7,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ LOOKING = (
     ("sessions", "list"),
     ("sessions", "show", "last"),
     ("report",),
+    ("search", "question"),
     ("store", "verify"),
     ("store", "stats"),
 )
@@ -263,10 +265,13 @@ def test_a_read_only_folder_can_be_looked_at_and_not_asked_in(home: Home, backen
 
     assert "can't be written" in said
     assert ([], before) == (backend.requests, home.events())
-    for argv in LOOKING:
-        result = in_a_namespace(home, READ_ONLY, *argv)
-        assert (0, "") == (result.code, result.err), argv
-    assert "a question" in in_a_namespace(home, READ_ONLY, "replay", "last").out
+    script = f'H={shlex.quote(str(home.path))}; {READ_ONLY}; exec "$@"'
+    with tempfile.TemporaryDirectory() as folder, home.within(Path(folder), "unshare", "-m", "bash", "-c", script, "-"):
+        for argv in LOOKING:
+            result = home.run(*argv)
+            assert (0, "") == (result.code, result.err), argv
+        assert "can't be written" in sentence(home.run("ask", "hi"), 1)
+        assert "a question" in home.run("replay", "last").out
 
 
 def test_a_read_only_folder_without_a_store(home: Home, backend: Backend) -> None:

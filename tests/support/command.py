@@ -149,13 +149,20 @@ class Process:
 
 
 class Zygote:
-    """Starts runs by fork; see `zygote.py`."""
+    """Starts runs by fork; see `zygote.py`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where its socket may lie; the path has to be short.
+        within: A command that runs the command after it, and so every run, somewhere else.
+    """
+
+    def __init__(self, folder: Path, within: Sequence[str] = ()) -> None:
         self._path = str(folder / "zygote")
         here = Path(__file__).parent
         self._process = subprocess.Popen(
-            [sys.executable, str(here / "zygote.py"), self._path], stdin=subprocess.PIPE, env=clean_environment()
+            [*within, sys.executable, str(here / "zygote.py"), self._path],
+            stdin=subprocess.PIPE,
+            env=clean_environment(),
         )
         while True:
             with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), self._connect():
@@ -301,6 +308,16 @@ class Home:
     def start_on(self, terminal: int, *argv: str, env: Mapping[str, str]) -> tuple[int, Callable[[float], int]]:
         """Begin to run a command on a terminal that it controls; its pid, and how to wait for it."""
         return self._zygote.start(argv, {**self.env, **env}, self.work, [terminal] * 3, terminal=True)
+
+    @contextlib.contextmanager
+    def within(self, folder: Path, *command: str) -> Iterator[None]:
+        """Run what is not fresh by this command, which runs the one after it somewhere else; `folder` has a short path."""
+        outside, self._zygote = self._zygote, Zygote(folder, command)
+        try:
+            yield
+        finally:
+            self._zygote.close()
+            self._zygote = outside
 
     def close(self) -> None:
         """End whatever still runs."""
