@@ -61,6 +61,21 @@ async def prompts(store: EventStore, typed: str, **filters: object) -> list[str]
 # ------------------------------------------------------------------ what is found
 
 
+async def test_the_words_of_a_long_answer_stand_in_their_order_over_all_its_windows(
+    store: EventStore, scribe: Scribe, path: Path
+) -> None:
+    windows = [tuple(f" {window}-{n}" for n in range(300)) for window in range(3)]
+    began, sent, chunk, *ends = [
+        item for item in scribe.turn("s", prompt="Count.") if not isinstance(item.data, e.StepStarted | e.StepCompleted)
+    ]
+    chunks = [scribe.event("s", e.ChunkReceived(0, texts, (0,) * 300), call_id=chunk.call_id) for texts in windows]
+    await store.append([began, sent, *chunks, *ends], contents=["Count."])
+
+    ((text,),) = await asyncio.to_thread(look, path, "SELECT answer FROM search_texts")
+
+    assert "".join(word for texts in windows for word in texts) == text
+
+
 async def test_words_are_found_in_prompts_and_in_answers(store: EventStore, scribe: Scribe) -> None:
     await store.append([scribe.session("s", "My title")])
     await say(store, scribe, "How do I learn Rust?", "Read the ", "book, then wri", "te.")
