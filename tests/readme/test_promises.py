@@ -48,25 +48,26 @@ def test_every_outcome_is_recorded(home: Home, backend: Backend) -> None:
     codes.append(process.wait())
     backend.says(stream("one ", "two", error()))
     codes.append(home.run("ask", "an error in the stream").code)
-    backend.says(limited())
-    codes.append(home.run("ask", "a rate limit").code)
     backend.says(answer("one ", *["two "] * 200, pause=0.01))
     process = home.start("ask", "a closed pipe")
     process.read_until("one")
     assert process.stdout is not None
     process.stdout.close()
     codes.append(process.wait())
+    quiet = process.errors()
+    backend.says(limited())
+    codes.append(home.run("ask", "a rate limit").code)
 
     ends = home.events(*TERMINAL)
 
-    assert [0, 130, 1, 5, 141] == codes
-    assert ["response.completed", "call.interrupted", "call.failed", "call.failed", "call.interrupted"] == [
+    assert [0, 130, 1, 141, 5] == codes
+    assert ["response.completed", "call.interrupted", "call.failed", "call.interrupted", "call.failed"] == [
         end["type"] for end in ends
     ]
     texts = [home.recorded(call_id=end["call_id"]) for end in ends]
-    assert ["one two", "one two", "one two", ""] == texts[:4]
-    assert texts[4].startswith("one ")
-    assert "" == process.errors()
+    assert ["one two", "one two", "one two"] == texts[:3]
+    assert texts[3].startswith("one ")
+    assert ("", "") == (texts[4], quiet)
 
 
 def test_a_kill_loses_a_tenth_of_a_second_at_most(home: Home, backend: Backend) -> None:

@@ -470,6 +470,8 @@ def configure(home: Home, **more: Any) -> None:
     settings = {
         "llm_providers": {"openai": entry},
         "routing_strategy": {"default": "openai:gpt-4o", "fallback": None},
+        "mode": "direct",
+        "retry": {"max_attempts": 1},
         **more,
     }
     (home.path / "config.yaml").write_text(json.dumps(settings))
