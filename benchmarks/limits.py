@@ -57,7 +57,7 @@ def run(kind: str, reset: str, told: bool, options: argparse.Namespace) -> str:
         home = Path(folder)
         (home / "config.yaml").write_text(
             f"llm_providers: {{limited: {{kind: openai, base_url: '{backend.url}', api_key: key-1234, models: [m]}}}}\n"
-            "store: {synchronous: normal}\n"
+            "store: {synchronous: normal}\nmode: direct\n"
         )
         command = [sys.executable, "-c", CLIENT, folder, str(options.calls)]
         clients = [subprocess.Popen(command) for _ in range(options.processes)]
@@ -71,7 +71,7 @@ def run(kind: str, reset: str, told: bool, options: argparse.Namespace) -> str:
     taken = server.taken
     began = taken[0]
     took = (taken[-1] - began) / 1e6
-    count = options.processes * options.calls
+    count = len(taken)
     ideal = (-(-count // options.limit) - 1) * options.window
     if kind == "bucket":
         ideal = (count - options.limit) * options.window / options.limit

@@ -95,6 +95,15 @@ def test_what_was_on_its_way_when_the_report_was_made_may_not_be_in_it(log: Log)
     assert 1 == log.told().since.requests
 
 
+def test_what_has_begun_to_answer_before_is_in_the_report(log: Log) -> None:
+    log.send("a")
+    log.now += SECOND // 10
+    log.record(e.ChunkReceived(0, ("Be",), (9,)), call="a")
+    log.ask("b", log.requests(7, 60))
+
+    assert 0 == log.told().since.requests
+
+
 def test_what_had_ended_before_is_in_the_report(log: Log) -> None:
     log.ask("a", took=SECOND // 10)
     log.ask("b", log.requests(7, 60))

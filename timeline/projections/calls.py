@@ -25,7 +25,16 @@ from sqlalchemy import (
     update,
 )
 
-from timeline.events import CallFailed, CallInterrupted, Event, Owner, RequestSent, ResponseCompleted, SessionRedacted
+from timeline.events import (
+    CallFailed,
+    CallInterrupted,
+    ChunkReceived,
+    Event,
+    Owner,
+    RequestSent,
+    ResponseCompleted,
+    SessionRedacted,
+)
 from timeline.projections import Projection
 from timeline.statements import Row, Statement
 
@@ -46,6 +55,7 @@ attempts = Table(
     Column("started_at", Integer, nullable=False),
     Column("time_to_first_token_us", Integer),
     Column("duration_us", Integer),
+    Column("first_at", Integer),  # when the first words were recorded; NULL for a private or unstreamed one
     Column("ended_at", Integer),
     Column("first_position", Integer, nullable=False),
     Column("last_position", Integer),
@@ -84,6 +94,11 @@ _end = Statement(
         owner_started=None,
     )
 )
+_hear = Statement(
+    update(attempts)
+    .where(attempts.c.call_id == bindparam("of_call"), attempts.c.attempt == bindparam("of_attempt"), _is_open)
+    .values(first_at=bindparam("first_at"))
+)
 _explain = Statement(
     update(attempts)
     .where(attempts.c.call_id == bindparam("of_call"), attempts.c.attempt == bindparam("of_attempt"))
@@ -95,7 +110,7 @@ class Calls(Projection):
     """Folds the life of every attempt into the table `attempts`."""
 
     name: ClassVar[str] = "calls"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     tables: ClassVar[tuple[Table, ...]] = (attempts,)
 
     def apply(self, conn: Connection, event: Event) -> None:
@@ -124,6 +139,9 @@ class Calls(Projection):
                     "request_digest": sent.request_digest,
                 }
                 _begin.run(conn, row)
+            case ChunkReceived(first=0) as chunk:
+                which = {"of_call": event.call_id, "of_attempt": chunk.attempt}
+                _hear.run(conn, which | {"first_at": event.recorded_at})
             case ResponseCompleted() as done:
                 values = (done.attempt, done.finish_reason, done.duration_us, done.time_to_first_token_us)
                 _finish(conn, event, "completed", values)

@@ -62,8 +62,8 @@ BUCKETS = 240
 """A window's requests are read as at most so many groups, each as late as its last."""
 GRACE = 2 * SECOND
 """How long a waiter may be late before its place lapses, µs."""
-ON_THE_WAY = 2 * SECOND
-"""A request has reached the server after this time at the latest, µs."""
+ON_THE_WAY = 5 * SECOND
+"""A request of which nothing was heard has reached the server after this time at the latest, µs."""
 
 Shape = Literal["rolling", "resets", "gradual"]
 
@@ -185,10 +185,10 @@ class LimitFacts(Struct, frozen=True):
 
 _a = attempts.c
 _now = bindparam("now", type_=Integer)
-# Its first words, counted back from its end; of one that runs nobody knows.
+# At its first words; counted back from its end, which is written down when it comes.
 _first = _a.ended_at - func.max(_a.duration_us - func.coalesce(_a.time_to_first_token_us, _a.duration_us), 0)
 _arrived_at: ColumnElement[int] = func.coalesce(
-    _first, _a.ended_at, func.min(_a.started_at + ON_THE_WAY, func.max(_now, _a.started_at))
+    _first, _a.ended_at, _a.first_at, func.min(_a.started_at + ON_THE_WAY, func.max(_now, _a.started_at))
 )
 _u = usage.c
 _used_input = _u.input + _u.cache_read + _u.cache_write + _u.cache_write_1h
