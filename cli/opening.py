@@ -24,12 +24,13 @@ async def looking(loaded: Config | None = None) -> AsyncIterator[Timeline]:
     from timeline import config
     from timeline.errors import NotFound
     from timeline.runtime import Timeline
+    from timeline.store.sqlite import has_room
 
     loaded = loaded or config.load()
     path = loaded.paths.store
     if not path.exists():
         msg = f"there is no store at {path} yet: 'timeline ask' makes it"
         raise NotFound(msg)
-    writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) and has_room(path)
     async with Timeline.open(config=loaded, read_only=not writable) as timeline:
         yield timeline

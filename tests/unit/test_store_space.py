@@ -175,6 +175,13 @@ async def main():
 
     fill()
     try:
+        async with opened(path):
+            sys.exit("there was space for its shared memory")
+    except StoreFull:
+        pass
+    async with opened(path, read_only=True) as store:
+        await whole(store, count + 1)
+    try:
         async with opened(folder / "new.db"):
             pass
     except StoreFull as exc:

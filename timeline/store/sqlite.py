@@ -8,6 +8,7 @@ So no connection checkpoints by itself here; the writer does, with `wal_checkpoi
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -48,6 +49,8 @@ __all__ = [
     "writer",
 ]
 
+LEAST_ROOM = 128 * 1024
+"""Bytes. A write that finds less fails as an I/O error, not as a full disk, where it is the shared memory that grows."""
 BUSY_TIMEOUT_SECONDS = 30
 
 Synchronous = Literal["full", "normal"]
@@ -118,7 +121,9 @@ def address(path: Path, *, read_only: bool = False) -> str:
     place = f"file:{quote(str(path.absolute()))}"
     if not read_only:
         return place
-    return f"{place}?mode=ro" if Path(f"{path}-wal").exists() else f"{place}?mode=ro&immutable=1"
+    # On a full disk an empty log is what is left of somebody who could not even begin.
+    held = Path(f"{path}-wal").exists() and (wal_size(path) > 0 or has_room(path))
+    return f"{place}?mode=ro" if held else f"{place}?mode=ro&immutable=1"
 
 
 def _configure(engine: Engine, *pragmas: str, begin: str) -> None:
@@ -221,7 +226,7 @@ def mapped_errors(path: Path) -> Iterator[None]:
 def _error(path: Path, exc: BaseException) -> StoreError:
     code = (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
     match code:
-        case sqlite3.SQLITE_FULL:
+        case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR if code == sqlite3.SQLITE_FULL or not has_room(path):
             return StoreFull(
                 f"no space left to record in {path}: free some and ask again; all that was recorded is kept"
             )
@@ -240,6 +245,14 @@ def _error(path: Path, exc: BaseException) -> StoreError:
     if "decode" in str(exc):
         return StoreDamaged(f"{path} holds text that is not UTF-8: run 'timeline store verify', and restore a backup")
     return StoreError(f"the store {path} failed ({exc}): run 'timeline store verify'")
+
+
+def has_room(path: Path) -> bool:
+    """Whether what SQLite keeps beside a file, its shared memory above all, fits on the disk."""
+    try:
+        return shutil.disk_usage(path.parent).free >= LEAST_ROOM
+    except OSError:
+        return True
 
 
 def wal_size(path: Path) -> int:
