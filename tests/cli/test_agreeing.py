@@ -43,7 +43,7 @@ def ended(home: Home) -> list[tuple[str, str]]:
 def test_questions_come_one_after_the_other(removing: Home, backend: Backend) -> None:
     backend.says(ROUTED, calling((TOOL, {"who": "Ann"}), (TOOL, {"who": "Bob"})), answer("Ok."), answer("Done."))
 
-    with Terminal(removing, "ask", "-m", "t:a", "Remove both", columns=120) as terminal:
+    with Terminal(removing, "ask", "-m", "t:a", "Remove both", columns=240) as terminal:
         terminal.wait_for('"Ann"} changes something. Run it? [y/N]:')
         assert "Bob" not in terminal.text
         terminal.type("what\ny\n")

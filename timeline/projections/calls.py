@@ -99,6 +99,11 @@ _hear = Statement(
     .where(attempts.c.call_id == bindparam("of_call"), attempts.c.attempt == bindparam("of_attempt"), _is_open)
     .values(first_at=bindparam("first_at"))
 )
+_hear_again = Statement(
+    update(attempts)
+    .where(attempts.c.call_id == bindparam("of_call"), attempts.c.first_at.is_(None), _is_open)
+    .values(first_at=bindparam("first_at"))
+)
 _explain = Statement(
     update(attempts)
     .where(attempts.c.call_id == bindparam("of_call"), attempts.c.attempt == bindparam("of_attempt"))
@@ -139,6 +144,9 @@ class Calls(Projection):
                     "request_digest": sent.request_digest,
                 }
                 _begin.run(conn, row)
+            case None if event.type == "chunk.received":
+                # Forgotten: which of the attempt's it was is gone with the body; the first one counts.
+                _hear_again.run(conn, {"of_call": event.call_id, "first_at": event.recorded_at})
             case ChunkReceived(first=0) as chunk:
                 which = {"of_call": event.call_id, "of_attempt": chunk.attempt}
                 _hear.run(conn, which | {"first_at": event.recorded_at})

@@ -385,6 +385,8 @@ def _look(path: Path, *, read_only: bool = False) -> str | None:
     revision = None
     if ours:
         with sqlite.plain(path, read_only=read_only) as conn:
+            # One look: between two, somebody else's first start may have made the file a store.
+            conn.execute("BEGIN")
             (application_id,) = conn.execute("PRAGMA application_id").fetchone()
             tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_master")}
             if not tables:
