@@ -38,7 +38,7 @@ class Spoken(ProviderContract):
     """A provider behind HTTP; `speak` is its server."""
 
     model = "m"
-    patience = 5.0
+    patience = 20.0
 
     @pytest.fixture(autouse=True)
     def _serve(self, backend: Backend) -> Iterator[None]:
@@ -161,7 +161,7 @@ class TestOllama(Spoken):
 
 
 class TestScripted(ProviderContract):
-    patience = 5.0
+    patience = 20.0
 
     def provider(self) -> LLMProvider:
         def answer(request: LLMRequest) -> list[Any]:
