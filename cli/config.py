@@ -68,7 +68,9 @@ def show(*, as_json: AsJson = False) -> None:
 
     loaded = config.load()
     settings = loaded.effective()
-    problems = {name: problem for name in loaded.providers if (problem := loaded.problem(name))}
+    names = dict.fromkeys([*loaded.providers, *loaded.routed])
+    problems = {name: problem for name in names if (problem := loaded.problem(name))}
+    astray = loaded.route_problems()
     if as_json:
         project_file = loaded.paths.project_file
         output.emit_json(
@@ -81,11 +83,12 @@ def show(*, as_json: AsJson = False) -> None:
                     {"provider": name, "kind": problem.kind, "message": str(problem)}
                     for name, problem in problems.items()
                 ],
+                "route_problems": [{"kind": problem.kind, "message": str(problem)} for problem in astray],
             }
         )
     else:
         sys.stdout.writelines(f"{line}\n" for line in _annotated(settings))
-    for problem in problems.values():
+    for problem in (*problems.values(), *astray):
         output.notice(f"Warning: {problem}")
 
 

@@ -51,7 +51,8 @@ def list_(*, as_json: AsJson = False) -> None:
 @app.command()
 def check(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which; all enabled ones by default.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Which; by default all that are enabled or that a route names."),
     ] = None,
     *,
     timeout: Annotated[
@@ -61,19 +62,28 @@ def check(
 ) -> None:
     """Ask each provider for its models, which costs nothing, and say what a one-token call would cost.
 
-    Ends with 0 if all that were named, or else all in a configuration file, can be asked.
+    Ends with 0 if all that were named can be asked, or else all that a configuration file lists or a route names.
     """
     from timeline.config import load
 
     from .app import wait_for
 
     config = load()
-    asked = list(dict.fromkeys(names)) if names else list(config.providers)
+    asked = list(dict.fromkeys(names)) if names else list(dict.fromkeys([*config.providers, *config.routed]))
     found = wait_for(_check_all(config, asked, timeout, show=not as_json))
+    astray = [] if names else config.route_problems()
     if as_json:
-        output.emit_json({"providers": [_checked_object(each) for each in found]})
-    matter = asked if names else [name for name in asked if config.source("llm_providers", name) != "default"]
+        output.emit_json(
+            {
+                "providers": [_checked_object(each) for each in found],
+                "route_problems": [_error_object(problem) for problem in astray],
+            }
+        )
+    else:
+        sys.stdout.writelines(f"route failed: {problem}\n" for problem in astray)
+    matter = set(names or config.routed) | {name for name in asked if config.source("llm_providers", name) != "default"}
     codes = [each.error.exit_code for each in found if each.error and each.name in matter]
+    codes += [problem.exit_code for problem in astray]
     if codes:
         raise typer.Exit(max(codes))
 
@@ -216,7 +226,10 @@ def _usual_model(config: Config, name: str, offered: tuple[ModelInfo, ...]) -> s
     from timeline.config import ModelRef
 
     written = config.settings.llm_providers.get(name)
-    route = config.default_route()
+    try:
+        route = config.default_route()
+    except ConfigError:
+        route = ()  # It leads nowhere, which is no fault of this provider.
     routed = [choice.model for choice in route if isinstance(choice, ModelRef) and choice.provider == name]
     return next(iter([*routed, *(written.models if written else ()), *(model.id for model in offered)]), None)
 
@@ -267,6 +280,9 @@ def _checked_object(found: _Checked) -> dict[str, Any]:
         },
     }
     if found.error is not None:
-        error = found.error
-        value["error"] = {"kind": error.kind, "message": str(error), "exit_code": error.exit_code}
+        value["error"] = _error_object(found.error)
     return value
+
+
+def _error_object(error: TimelineError) -> dict[str, Any]:
+    return {"kind": error.kind, "message": str(error), "exit_code": error.exit_code}

@@ -178,6 +178,23 @@ def test_show_warns_of_an_enabled_provider_without_its_key(home: Path, timeline:
     assert "groq" not in done.stderr
 
 
+def test_show_warns_of_routes_to_nobody(home: Path, timeline: Run) -> None:
+    home.mkdir()
+    (home / "config.yaml").write_text(
+        "routing_strategy: {default: 'nosuch:model', tool_calling: 'openai:gpt-4o', complexity: {low: 'ollama:phi-3'}}"
+    )
+    done = timeline("config", "show", "--json")
+
+    (problem,) = shown(done)["route_problems"]
+    assert "config" == problem["kind"]
+    assert problem["message"].startswith(
+        f'{home}/config.yaml: routing_strategy.default: there is no provider "nosuch": expected one of '
+    )
+    assert [("openai", "missing_key")] == [(each["provider"], each["kind"]) for each in shown(done)["problems"]]
+    assert f"Warning: {problem['message']}" in done.stderr.splitlines()
+    assert "Warning: openai needs an API key" in done.stderr
+
+
 def test_show_runs_no_key_command(home: Path, timeline: Run, tmp_path: Path) -> None:
     home.mkdir()
     (home / "config.yaml").write_text(f"llm_providers: {{openai: {{key_cmd: 'touch {tmp_path}/ran'}}}}")

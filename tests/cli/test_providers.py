@@ -206,6 +206,38 @@ def test_check_of_one_that_is_elsewhere_asks_nobody_when_offline(home: Home, bac
     assert "openai  failed: openai was not asked, because of offline: true" == lines[1]
 
 
+@pytest.mark.parametrize(
+    ("route", "code", "line"),
+    [
+        ("nosuch:model", 2, r'route failed: .*: routing_strategy\.default: there is no provider "nosuch"'),
+        ("openai:gpt-4o", 4, r"openai  *failed: openai needs an API key"),
+        (["auto:cheapest", "t:m"], 0, r"t  *ok"),
+    ],
+)
+def test_check_of_all_follows_the_routes(home: Home, backend: Backend, route: object, code: int, line: str) -> None:
+    home.configure({"routing_strategy": {"default": route}}, models=[])
+    backend.says(MODELS)
+    done = home.run("providers", "check", env={"NO_PROXY": "*"})
+
+    assert code == done.code
+    assert re.search(f"^{line}", done.out, flags=re.MULTILINE), done.out
+    # Whose fault it is not is not blamed.
+    assert re.search(r"^embedded  *ok", done.out, flags=re.MULTILINE), done.out
+
+
+def test_check_names_routes_that_lead_nowhere_as_json_and_only_where_all_are_checked(
+    home: Home, backend: Backend
+) -> None:
+    home.configure({"routing_strategy": {"default": "nosuch:model", "complexity": {"low": "none"}}})
+    backend.says(MODELS)
+    done, one = home.run("providers", "check", "--json"), home.run("providers", "check", "t", "--json")
+
+    assert [("config", 2), ("config", 2)] == [
+        (each["kind"], each["exit_code"]) for each in done.json()["route_problems"]
+    ]
+    assert [0, []] == [one.code, one.json()["route_problems"]]
+
+
 # ------------------------------------------------------------------ the guide
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "providers.md").read_text()

@@ -111,6 +111,16 @@ class Config:
         """Names of the enabled providers; a paid one is among them only if the user listed it."""
         return tuple(name for name, provider in self.settings.llm_providers.items() if provider.enabled)
 
+    @property
+    def routed(self) -> tuple[str, ...]:
+        """Names of the providers that some route names, all but the built-in one."""
+        routes = [found for found in self._routes() if isinstance(found, tuple)]
+        return tuple(dict.fromkeys(choice.provider for route in routes for choice in route))
+
+    def route_problems(self) -> list[ConfigError]:
+        """Why routes lead nowhere, each in a sentence that says which."""
+        return [found for found in self._routes() if isinstance(found, ConfigError)]
+
     def effective(self) -> list[Setting]:
         """Every value in force and where it comes from, secrets masked."""
         return [Setting(path, masked(path, value), source) for path, (value, source) in self._values.items()]
@@ -255,6 +265,20 @@ class Config:
                         found.setdefault(ModelRef(name, str(each)), source == DEFAULT)
         own = tuple(ref for ref, built_in in found.items() if not built_in)
         return own or tuple(found)
+
+    def _routes(self) -> Iterator[tuple[ModelRef, ...] | ConfigError]:
+        """Of each route that isn't built in, the models that it names, or what is wrong with it."""
+        routing = self.settings.routing_strategy
+        written: dict[KeyPath, Any] = {("routing_strategy", task): getattr(routing, task) for task in get_args(Task)}
+        written |= {("routing_strategy", "complexity", level): route for level, route in routing.complexity.items()}
+        for path, route in written.items():
+            if self.source(*path) != DEFAULT:
+                try:
+                    found = self._route(route, path)
+                except ConfigError as exc:
+                    yield exc
+                else:
+                    yield tuple(choice for choice in found if isinstance(choice, ModelRef))
 
     def _route(self, written: str | list[str] | None, path: KeyPath) -> tuple[Choice, ...]:
         texts = written if isinstance(written, list) else [written] if written else []
