@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from timeline.errors import StoreError, TimelineError
 
 from . import output
@@ -98,7 +100,7 @@ def compare(
     Returns:
         The exit code: that of the first model, in their order, that failed.
     """
-    from .app import wait_for
+    from .app import EXIT_INTERRUPTED, wait_for
 
     answers = [_Answer(model) for model in models]
     view: _View
@@ -108,7 +110,12 @@ def compare(
         view = _SideBySide(answers, plain=plain)
     else:
         view = _InTurn(answers, quiet=quiet)
-    wait_for(_ask_all(prompt, answers, view, offline=offline, yes=yes, quiet=quiet, options=options))
+    try:
+        wait_for(_ask_all(prompt, answers, view, offline=offline, yes=yes, quiet=quiet, options=options))
+    except typer.Exit as stop:
+        if stop.exit_code == EXIT_INTERRUPTED and not (quiet or as_json or as_events):
+            _tell(answers)
+        raise
     if as_json:
         output.emit_json({"answers": [_object(answer) for answer in answers]})
     else:
@@ -117,8 +124,7 @@ def compare(
                 output.notice(f"{answer.model} gave no answer, or not all of it:")
                 output.fail(answer.error)
         if not (quiet or as_events):
-            for line in _comparison(answers):
-                output.notice(line)
+            _tell(answers)
     return next((answer.error.exit_code for answer in answers if answer.error is not None), 0)
 
 
@@ -344,6 +350,11 @@ def _object(answer: _Answer) -> dict[str, Any]:
     if answer.error is not None:
         value["error"] = error_object(answer.error, value.get("error"))
     return value
+
+
+def _tell(answers: Sequence[_Answer]) -> None:
+    for line in _comparison(answers):
+        output.notice(line)
 
 
 def _comparison(answers: Sequence[_Answer]) -> list[str]:

@@ -23,6 +23,7 @@ def limits(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JS
     Example: [bold]timeline limits[/bold]
     """
     from timeline.events import Clock
+    from timeline.projections.health import failing_words
 
     from .app import wait_for
 
@@ -38,7 +39,7 @@ def limits(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JS
         [
             f"{row.provider}:{row.model}",
             "circuit",
-            f"open: {row.in_a_row} failures in a row ({row.reason})",
+            f"open: {failing_words(row.in_a_row)} ({row.reason})",
             _closes(row, now),
         ]
         for row in circuits

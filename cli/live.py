@@ -22,7 +22,7 @@ from timeline.providers.base import Delta
 from . import output
 from .blocks import Answer, draw_reply, usage_line, work_lines
 from .markdown import split_blocks
-from .shown import AnswerText, Learning, session_hint
+from .shown import AnswerText, Learning, session_hint, tell_interrupted
 from .signs import signs
 from .tree import step_line, worth_telling
 
@@ -269,7 +269,10 @@ class Alongside(_View):
     def end(self, end: TurnEnd | None) -> None:
         """Draw the tree for good, or say what was used."""
         turn = self.turn
-        if turn is None or end is None:
+        if turn is None:
+            return
+        if end is None:
+            tell_interrupted(self.seen)
             return
         from .blocks import CUT_OFF
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .markdown import StreamingMarkdown
 
-__all__ = ["AnswerText", "Direct", "Learning", "Shown", "Watched", "session_hint"]
+__all__ = ["AnswerText", "Direct", "Learning", "Shown", "Watched", "session_hint", "tell_interrupted"]
 
 
 class Shown:
@@ -209,7 +209,10 @@ class Direct(Shown):
 
     def end(self, end: TurnEnd | None) -> None:
         """Say what it used; of a call that gave nothing, the error says it all."""
-        if end is None or self._quiet or (end.error is not None and not end.text):
+        if self._quiet or (end is not None and end.error is not None and not end.text):
+            return
+        if end is None:
+            tell_interrupted(self.seen)
             return
         from timeline.projections.blocks import fold
 
@@ -283,6 +286,18 @@ class AnswerText:
         if self._reasoning:
             output.stderr().print()
             self._reasoning = False
+
+
+def tell_interrupted(seen: Sequence[Event]) -> None:
+    """After Ctrl-C, say how to look at what there is: the events so far are those of one session."""
+    from timeline.events import TurnInterrupted
+
+    from .signs import signs
+
+    last = seen[-1] if seen else None
+    if last is not None and isinstance(last.data, TurnInterrupted) and last.data.reason == "sigint":
+        mark = signs(output.stderr()).failed
+        output.notice(f"{mark} interrupted and recorded: timeline replay {last.session_id[:13]}")
 
 
 def session_hint(session_id: str) -> str:

@@ -100,7 +100,13 @@ def test_ctrl_c_ends_all_of_them_and_both_are_recorded(home: Home, backend: Back
     process.send(signal.SIGINT)
 
     assert 130 == process.wait()
-    assert ["sigint"] * 2 == [row["data"]["reason"] for row in home.events("turn.interrupted")]
+    interrupted = home.events("turn.interrupted")
+    assert ["sigint"] * 2 == [row["data"]["reason"] for row in interrupted]
+    # Both can be found again.
+    lines = process.errors().splitlines()
+    assert {row["session_id"][:13] for row in interrupted} == {
+        line.split()[-1] for line in lines if line[:3] in ("t:a", "t:b")
+    }
     home.end()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,26 @@ def test_ctrl_c_in_mid_stream_is_recorded(home: Home, backend: Backend) -> None:
     assert 130 == process.wait()
     assert ("call.interrupted", "sigint") == reason(home)
     assert "Hello wor" == home.recorded()
+
+
+@pytest.mark.parametrize(
+    ("argv", "lines"),
+    [((), 1), (("--pipeline",), 1), (("--no-stream", "--ascii"), 1), (("--quiet",), 0), (("--json",), 0)],
+)
+def test_ctrl_c_says_how_to_see_what_was_recorded(
+    home: Home, backend: Backend, argv: tuple[str, ...], lines: int
+) -> None:
+    backend.says(stream("Hello ", "wor", FOREVER))
+    process = home.start("ask", "hi", *argv)
+    while not backend.requests:
+        time.sleep(0.05)
+    process.send(signal.SIGINT)
+
+    assert 130 == process.wait()
+    said = re.findall(r"^[✗x] interrupted and recorded: timeline (replay [0-9a-f-]+)$", process.errors(), re.MULTILINE)
+    assert lines == len(said)
+    for words in said:
+        assert "interrupted with Ctrl-C" in home.run(*words.split()).out
 
 
 def test_an_error_object_in_the_stream_is_recorded(home: Home, backend: Backend) -> None:

@@ -98,7 +98,7 @@ def test_more_than_half_of_ten_within_a_minute_open_it(service: Service) -> None
 
     service.calls("server")
 
-    assert isinstance(service.circuit(), Open)
+    assert Open(service.now + COOLDOWN, "too many failures within a minute, the last one: server") == service.circuit()
 
 
 def test_failures_further_apart_than_a_minute_do_not(service: Service) -> None:

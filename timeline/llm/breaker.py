@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from timeline.projections.health import COOLDOWN, Health
+from timeline.projections.health import COOLDOWN, Health, failing_words
 
 __all__ = ["Closed", "Open", "Probe", "decide"]
 
@@ -42,8 +42,7 @@ def decide(health: Health, now: int, *, cooldown_us: int = COOLDOWN) -> Closed |
     """
     if health.opened_at is None:
         return Closed()
-    failed = f"{health.in_a_row} failures in a row" if health.in_a_row > 1 else "too many failures"
-    failed = f"{failed}, the last one: {health.reason}"
+    failed = f"{failing_words(health.in_a_row)}, the last one: {health.reason}"
     if now < (until := health.opened_at + cooldown_us):
         return Open(until, failed)
     if health.probe_at is not None and now < (until := health.probe_at + PROBE_TIME):

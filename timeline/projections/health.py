@@ -40,6 +40,7 @@ __all__ = [
     "HealthProjection",
     "ModelStats",
     "OpenCircuit",
+    "failing_words",
     "health",
     "model_stats",
     "open_circuits",
@@ -308,6 +309,11 @@ class OpenCircuit(Struct, frozen=True):
     in_a_row: int
     reason: str | None
     opened_at: int
+
+
+def failing_words(in_a_row: int) -> str:
+    """Why a circuit is open, from the failures since the last success."""
+    return f"{in_a_row} failures in a row" if in_a_row >= IN_A_ROW else "too many failures within a minute"
 
 
 def open_circuits(conn: Connection) -> list[OpenCircuit]:
