@@ -40,10 +40,11 @@ WARMED = {
 
 
 class _Offer(Struct, frozen=True):
-    """A model and its price."""
+    """A model, its price, and whether it can be asked without a network."""
 
     model: ModelInfo
     price: ListPrice
+    here: bool
 
 
 @app.command("list")
@@ -78,6 +79,13 @@ def list_(
     if not as_json:
         for exc in failures.values():
             output.notice(str(exc))
+        for name in dict.fromkeys(
+            each.model.provider for each in offers if each.here and each.price.state == "unpriced"
+        ):
+            output.notice(
+                f"?: {name} is on this machine; if it computes its answers itself, 'local: true' in its entry says"
+                " that they are free"
+            )
     if providers and len(failures) == len(names):
         # With --json it has been said; what is left to tell is the exit code.
         exc = next(iter(failures.values()))
@@ -85,11 +93,20 @@ def list_(
 
 
 async def _offered(config: Config, names: list[str]) -> tuple[list[_Offer], dict[str, TimelineError]]:
+    from timeline.config import ModelRef
     from timeline.llm.pricing import PriceBook
     from timeline.providers.plugins import make_provider
+    from timeline.providers.reach import runs_here
 
     prices = PriceBook(config.settings.prices, config.served)
     now = time.time_ns() // 1000
+
+    def offer(model: ModelInfo) -> _Offer:
+        price = prices.listed(model.provider, model.id, local=model.local, at=now)
+        # Ollama itself tells which of its models it only passes on.
+        told = config.served(model.provider)[0] == "ollama"
+        here = model.local or (not told and bool(runs_here(config, ModelRef(model.provider, model.id))))
+        return _Offer(model, price, here)
 
     async def ask(name: str) -> list[_Offer]:
         provider = await asyncio.to_thread(make_provider, config, name)
@@ -99,7 +116,7 @@ async def _offered(config: Config, names: list[str]) -> tuple[list[_Offer], dict
             await provider.aclose()
         for model in models:
             await prices.ready(name, model.id, local=model.local)
-        return [_Offer(model, prices.listed(name, model.id, local=model.local, at=now)) for model in models]
+        return [offer(model) for model in models]
 
     answers = await asyncio.gather(*map(ask, names), return_exceptions=True)
     offers: list[_Offer] = []
@@ -130,7 +147,7 @@ def _line(offer: _Offer) -> tuple[str, ...]:
         f"{context:,}" if context else "?",
         *amounts,
         "?" if can is None else " ".join(name for name in ABILITIES if getattr(can, name)) or "–",
-        "here" if model.local else "elsewhere",
+        "here" if offer.here else "elsewhere",
     )
 
 
@@ -143,6 +160,7 @@ def _offer_object(offer: _Offer) -> dict[str, Any]:
         "context": model.context or price.context,
         "context_source": "provider" if model.context else price.context and "genai-prices",
         "max_output": model.max_output,
+        "here": offer.here,
         "local": model.local,
         "digest": model.digest,
         "capabilities": can and {name: getattr(can, name) for name in ("streaming", *ABILITIES)},

@@ -72,9 +72,9 @@ def test_list_takes_prices_and_contexts_from_the_table_where_the_provider_tells_
     models = {model["id"]: model for model in home.run("models", "list", "openai", "--json").json()["models"]}
 
     # $2.50 and $10.00, $2.00 and $8.00 a million: https://openai.com/api/pricing
-    assert ["openai:gpt-4o", "128,000", "$2.50", "$10.00", "?", "elsewhere"] == lines[1].split()
-    assert ["openai:my-finetune", "?", "?", "?", "?", "elsewhere"] == lines[2].split()
-    assert ["openai:o3", "200,000", "$2.00", "$8.00", "?", "elsewhere"] == lines[3].split()
+    assert ["openai:gpt-4o", "128,000", "$2.50", "$10.00", "?", "here"] == lines[1].split()
+    assert ["openai:my-finetune", "?", "?", "?", "?", "here"] == lines[2].split()
+    assert ["openai:o3", "200,000", "$2.00", "$8.00", "?", "here"] == lines[3].split()
     price = models["gpt-4o"]["price"]
     assert [2.5, 10, 1.25] == [price[f"{name}_per_million"] for name in ("input", "output", "cache_read")]
     assert ["priced", "genai-prices", "openai/gpt-4o"] == [price[key] for key in ("state", "table", "entry")]
@@ -95,6 +95,27 @@ def test_list_as_json_says_what_each_can_do(home: Home, backend: Backend) -> Non
         here[key] for key in ("context", "context_source", "local", "digest")
     ]
     assert ["free", "unpriced"] == [found[name]["price"]["state"] for name in ("llama3.1:latest", "gpt-oss:120b-cloud")]
+
+
+def test_a_server_on_this_machine_is_here_and_free_only_where_that_was_said(home: Home, backend: Backend) -> None:
+    said = {"yes": True, "no": False, "unsaid": None}
+    configure(home, **{name: {"kind": "openai", "base_url": home.url, "local": local} for name, local in said.items()})
+    backend.says(Reply.json({"data": [{"id": "m"}]}))
+    done = home.run("models", "list")
+    listed = {line.split()[0]: line.split()[2:] for line in done.out.splitlines()}
+    as_json = {model["provider"]: model for model in home.run("models", "list", "--json").json()["models"]}
+    routed = {name: home.run("route", "-m", f"{name}:m", "--json", "Why?").json()["candidates"][0] for name in said}
+
+    assert ["free", "free", "?", "here"] == listed["yes:m"]
+    assert ["?", "?", "?", "elsewhere"] == listed["no:m"]
+    assert ["?", "?", "?", "here"] == listed["unsaid:m"]
+    # Whom questions go to is judged by the same.
+    for name in said:
+        assert as_json[name]["here"] == routed[name]["here"]
+        assert as_json[name]["price"]["state"] == routed[name]["price"]["state"]
+    assert [
+        "?: unsaid is on this machine; if it computes its answers itself, 'local: true' in its entry says that they are free"
+    ] == done.err.splitlines()
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

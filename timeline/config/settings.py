@@ -105,7 +105,8 @@ class ProviderConfig(Masked, frozen=True, forbid_unknown_fields=True, omit_defau
         key_cmd: A command that prints the key; run without a shell.
         base_url: Where it is served.
         models: Names to offer; for `embedded` also names with the path of their GGUF.
-        local: Whether answers are computed on this machine, and so are free; by default judged by the address.
+        local: Whether a server at a loopback address computes its answers itself, so that they are free; by default only
+            Ollama's does. False: it passes questions on, and isn't asked offline.
         headers: Further HTTP headers.
         ca_file: PEM file of certificate authorities to trust instead of the usual ones.
         timeouts: Seconds, or null to wait for ever.
@@ -345,7 +346,7 @@ class ResolvedProvider(Masked, frozen=True):
         base_url: None for the engine in this process.
         api_key: None where none is needed.
         models: Configured names; for `embedded` with the path of their GGUF, or None for a model known by its name.
-        local: Whether it runs on this machine; None: judge by the address.
+        local: As of `ProviderConfig`.
         headers: Further HTTP headers.
         ca_file: PEM file of certificate authorities.
         timeouts: Those that were configured, seconds; None waits for ever.
