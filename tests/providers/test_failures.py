@@ -74,6 +74,49 @@ def said(message, **more):
         (200, said("x", code="502"), "server", True),
         (200, {"error": "llama runner process has terminated"}, "server", True),
         (200, {"error": {}}, "server", True),
+        (400, said("Output blocked by content filtering policy"), "content_refused", False),
+        (
+            200,
+            said("Output blocked by content filtering policy", type="invalid_request_error"),
+            "content_refused",
+            False,
+        ),
+        (400, said("Content Exists Risk", code="invalid_request_error"), "content_refused", False),
+        (
+            400,
+            said("Input may contain inappropriate content.", code="data_inspection_failed"),
+            "content_refused",
+            False,
+        ),
+        (400, said("API access is blocked", code="blocked_api_access"), "quota_exhausted", False),
+        (400, said("Access denied", code="Arrearage"), "quota_exhausted", False),
+        (403, {"code": "no permission", "error": "Your team doesn't have any credits yet."}, "quota_exhausted", False),
+        (403, said("Out of call volume quota. Quota will be replenished in 2.12:00:00."), "quota_exhausted", False),
+        (412, said("Account x is suspended, possibly due to reaching the spending limit"), "quota_exhausted", False),
+        (429, {"code": "exhausted", "error": "Your team has used all available credits"}, "quota_exhausted", False),
+        (429, said("This organization has reached its monthly spend limit."), "quota_exhausted", False),
+        (429, said("Your account is suspended", type="exceeded_current_quota_error"), "quota_exhausted", False),
+        (429, {"error": "you (me) have reached your weekly usage limit, upgrade for more"}, "quota_exhausted", False),
+        (429, {"message": "Tokens per minute limit exceeded", "code": "token_quota_exceeded"}, "rate_limited", True),
+        (429, {"message": "Requests per minute exceeded", "code": "request_quota_exceeded"}, "rate_limited", True),
+        (429, [said("You exceeded your current quota.\nPlease retry in 36.5s.", code=429)], "rate_limited", True),
+        (400, [said("API key not valid.", code=400, status="INVALID_ARGUMENT")], "authentication", False),
+        (400, {"code": "invalid argument", "error": "Incorrect API key provided: xa***."}, "authentication", False),
+        (400, said("User location is not supported for the API use."), "permission", False),
+        (400, said("Organization has been restricted.", code="organization_restricted"), "permission", False),
+        (400, said("foo/bar is not a valid model ID", code=400), "model_not_found", False),
+        (400, said("Model Not Exist", code="invalid_request_error"), "model_not_found", False),
+        (400, {"message": "Invalid model: foo", "type": "invalid_model", "code": "1500"}, "model_not_found", False),
+        (400, said("Unable to access model x.", code="model_not_available"), "model_not_found", False),
+        (422, {"error": "`inputs` tokens + `max_new_tokens` must be <= 4096."}, "context_too_long", False),
+        (400, [said("The input token count (12) exceeds the maximum (10).", code=400)], "context_too_long", False),
+        (400, {"error": "This model's maximum prompt length is 10 but it has 12 tokens."}, "context_too_long", False),
+        (400, said("Range of input length should be [1, 129024]"), "context_too_long", False),
+        (400, said("Prompt exceeds max length", code="1261"), "context_too_long", False),
+        (400, said("Your request exceeded model token limit: 8192"), "context_too_long", False),
+        (413, said("Body too large. Max size: 8000 tokens.", code="tokens_limit_reached"), "context_too_long", False),
+        (400, said("litellm.ContextWindowExceededError: …", code="400"), "context_too_long", False),
+        (200, {"error": "over_capacity"}, "overloaded", True),
         (418, b"\xff\xfe", "invalid_request", False),
         (400, [said("first of a list")], "invalid_request", False),
         (400, {"object": "error", "message": "n", "type": "BadRequestError", "code": 400}, "invalid_request", False),
@@ -84,6 +127,35 @@ def test_errors_have_their_place_in_the_tree(status, body, kind, retryable):
     error = mapped(status, body)
 
     assert (kind, retryable) == (error.kind, error.retryable)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (
+            said("Provider returned error", code=400, metadata={"raw": json.dumps(said("prompt is too long: 5 > 4"))}),
+            "context_too_long",
+            "(it said: Provider returned error: prompt is too long: 5 > 4)",
+        ),
+        (
+            said("Provider returned error", metadata={"raw": "x is paused", "provider_name": "Y"}),
+            "invalid_request",
+            "(it said: Provider returned error: x is paused)",
+        ),
+        ({"error": json.dumps(said("model 'x' not found"))}, "model_not_found", "(it said: model 'x' not found)"),
+        (
+            {"errors": [{"message": "no route", "code": 7003}], "success": False},
+            "invalid_request",
+            "(it said: no route)",
+        ),
+        ({"type": "about:blank", "title": "Bad Gateway", "status": 400}, "invalid_request", "(it said: Bad Gateway)"),
+    ],
+)
+def test_what_a_gateway_passes_on_is_read_too(body, kind, words):
+    error = mapped(400, body)
+
+    assert kind == error.kind
+    assert str(error).endswith(words)
 
 
 @pytest.mark.parametrize(("told", "expected"), [("true", True), ("false", False), ("maybe", None)])

@@ -115,10 +115,17 @@ def test_limits_without_a_name_and_in_milliseconds_since_the_epoch():
     assert (RateLimit("requests", 20, 0, NOW + 60_000_000),) == rate_limits(headers, NOW)
 
 
+def test_limits_may_come_without_the_x():
+    headers = {"ratelimit-limit": "100", "ratelimit-remaining": "3", "ratelimit-reset": "60"}
+
+    assert (RateLimit("requests", 100, 3, NOW + 60_000_000),) == rate_limits(headers, NOW)
+
+
 def test_limits_that_cannot_be_read_are_left_out():
     headers = {"x-ratelimit-limit-requests": "X-RATELIMIT-XXX", "x-ratelimit-reset-tokens": "?", "x-ratelimit-foo": "1"}
+    unknown = {"x-ratelimit-limit-requests": "-1", "x-ratelimit-remaining-requests": "-1"}
 
-    assert () == rate_limits(headers, NOW)
+    assert () == rate_limits(headers, NOW) == rate_limits(unknown, NOW)
 
 
 @pytest.mark.parametrize("name", ["x-request-id", "request-id"])

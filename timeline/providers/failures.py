@@ -1,7 +1,8 @@
 """How a provider says no: error bodies of every shape, mapped to the error tree and one sentence for people.
 
 Pure: takes a status, headers and a body, gives back an error. Sources: the API references of OpenAI,
-Anthropic, Groq, Ollama and OpenRouter on errors.
+Anthropic, Groq, Ollama and OpenRouter on errors, and what users of these, of Azure, Gemini, xAI,
+DeepSeek, Mistral, Together, Fireworks, Cerebras, Moonshot, DashScope and Zhipu report that they say.
 """
 
 from __future__ import annotations
@@ -70,12 +71,20 @@ class Complaint(Struct, frozen=True):
             return cls(value if isinstance(value, str) else "")
         inner = value.get("error", value)
         outer_id = value.get("request_id")
+        if isinstance(inner, str) and inner.lstrip()[:1] == "{":
+            # A gateway passes on what it was told as a text.
+            return cls.read(inner.encode())
         if not isinstance(inner, dict):
             inner = {**value, "message": inner if isinstance(inner, str) else value.get("message")}
-        message = next((m for key in ("message", "msg", "detail", "error") if (m := _text(inner.get(key)))), "")
+        message = next((m for key in _SAYING if (m := _text(inner.get(key)))), "")
         code, kind = inner.get("code"), inner.get("type")
         numbers = (inner.get("status_code"), code, inner.get("status"), inner.get("http_status"))
         words = tuple(word for word in (code, kind, inner.get("status")) if isinstance(word, str) and word)
+        metadata = inner.get("metadata")
+        if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):
+            # OpenRouter's own words for what its upstream said are always the same.
+            raw = cls.read(metadata["raw"].encode())
+            message, words = ": ".join(filter(None, (message, raw.message))), (*words, *raw.words)
         return cls(
             message,
             tuple(word for word in words if word != "error"),
@@ -87,6 +96,10 @@ class Complaint(Struct, frozen=True):
 def _status(raw: Any) -> int | None:
     number = whole_number(raw) if isinstance(raw, str) else raw
     return number if isinstance(number, int) and not isinstance(number, bool) and 400 <= number <= 599 else None  # noqa: PLR2004
+
+
+_SAYING = ("message", "msg", "detail", "error", "errors", "title")
+"""Under which names an error's text may stand."""
 
 
 def _text(value: Any) -> str:
@@ -111,26 +124,35 @@ def _plain(text: str) -> str:
 _CONTEXT = re.compile(
     r"context_length_exceeded|exceed_context_size|maximum context length|context length|context window|context size"
     r"|prompt (?:is )?too long|input is too long|too many (?:input )?tokens|reduce the length of|model_context_window"
-    r"|exceed(?:s|ed)? (?:the )?(?:max(?:imum)? )?context|exceed context limit",
+    r"|exceed(?:s|ed)? (?:the )?(?:max(?:imum)? )?context|exceed context limit|maximum prompt length"
+    r"|input token count .{1,40}exceeds|`inputs` tokens|range of input length|exceeds max length|model token limit"
+    r"|tokens_limit_reached|contextwindowexceeded",
     re.IGNORECASE,
 )
 _QUOTA = re.compile(
-    r"insufficient_quota|credit_balance|spend_limit|usage_limit_exceeded|billing_|insufficient_credits|quota_exceeded"
-    r"|credit balance is too low|exceeded your current quota|api usage limits|insufficient credits|insufficient balance",
+    r"insufficient_quota|credit_balance|spend_limit|usage_limit_exceeded|billing_|insufficient_credits|budget_exceeded"
+    # Cerebras calls its limits per minute quotas.
+    r"|(?<!token_)(?<!request_)quota_exceeded|exceeded_current_quota|blocked_api_access|arrearage"
+    r"|credit balance is too low|exceeded your current quota|api usage limits|insufficient credits|insufficient balance"
+    r"|spend(?:ing)? limit|available credits|any credits|call volume quota|reached your \w+ usage limit",
     re.IGNORECASE,
 )
 _CONTENT = re.compile(
     r"content_filter|content_policy|moderation_blocked|responsibleaipolicy|content management policy"
-    r"|flagged as potentially violating|requires moderation|invalid_prompt",
+    r"|flagged as potentially violating|requires moderation|invalid_prompt|content filter|content exists risk"
+    r"|data_inspection_failed|inappropriate content",
     re.IGNORECASE,
 )
 _NO_MODEL = re.compile(
-    r"model_not_found|model_decommissioned|model_terms|model .{1,200} (?:not found|does not exist)|unknown model|invalid model id",
+    r"model_not_found|model_decommissioned|model_terms|model .{1,200} (?:not found|does not exist)|unknown model|invalid model id"
+    r"|not a valid model|model not exist|\binvalid_model\b|model_not_available",
     re.IGNORECASE | re.DOTALL,
 )
 _BUSY = re.compile(
-    r"overloaded|over capacity|capacity_exceeded|server busy|slow_down|engine is currently", re.IGNORECASE
+    r"overloaded|over[_ ]capacity|capacity_exceeded|server busy|slow_down|engine is currently", re.IGNORECASE
 )
+_KEY = re.compile(r"(?:incorrect|invalid) api key|api key not valid|api_key_invalid", re.IGNORECASE)
+_NOT_ALLOWED = re.compile(r"location is not supported|organization_restricted", re.IGNORECASE)
 
 _STATUS_OF = {
     "invalid_request_error": 400,
@@ -173,15 +195,20 @@ def _class_of(status: int, complaint: Complaint) -> type[ProviderError]:  # noqa
     words = " ".join(complaint.words)
     said = f"{words} {complaint.message}"
     client_error = status // 100 == 4 or "invalid_request_error" in words  # noqa: PLR2004
-    if status == 402 or (status in (400, 403, 429) and _QUOTA.search(said)) or _QUOTA.search(words):  # noqa: PLR2004
+    if status == 402 or _QUOTA.search(words):  # noqa: PLR2004
+        return QuotaExhausted
+    # Gemini says of each limit that the quota is exceeded, and of those that pass how long to wait.
+    if status in (400, 403, 412, 429) and _QUOTA.search(said) and retry_after({}, complaint.message, 0) is None:
         return QuotaExhausted
     if status not in (401, 403, 404, 429, 498) and _CONTEXT.search(said):
         return ContextTooLong
     if (client_error and _CONTENT.search(words)) or (status in (400, 403) and _CONTENT.search(said)):
         return ContentRefused
-    if status == 401 and "missing scopes" in complaint.message.lower():  # noqa: PLR2004
+    if (status == 401 and "missing scopes" in complaint.message.lower()) or (  # noqa: PLR2004
+        status == 400 and _NOT_ALLOWED.search(said)  # noqa: PLR2004
+    ):
         return PermissionDenied
-    if "invalid_api_key" in words or "authentication_error" in words:
+    if "invalid_api_key" in words or "authentication_error" in words or (status in (400, 403) and _KEY.search(said)):
         return AuthenticationFailed
     if client_error and status not in (401, 403, 429, 498) and _NO_MODEL.search(said):
         return ModelNotFound

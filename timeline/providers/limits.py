@@ -100,7 +100,7 @@ def retry_after(headers: Headers, message: str, now: int) -> float | None:
     return None if wait is None else min(max(wait, 0.0), _LONGEST_WAIT)
 
 
-_OPENAI_LIMIT = re.compile(r"x-ratelimit-(limit|remaining|reset)(?:-(.+))?")
+_OPENAI_LIMIT = re.compile(r"(?:x-)?ratelimit-(limit|remaining|reset)(?:-(.+))?")
 _ANTHROPIC_LIMIT = re.compile(r"anthropic-ratelimit-(.+)-(limit|remaining|reset)")
 
 
@@ -108,7 +108,7 @@ def rate_limits(headers: Headers, now: int) -> tuple[RateLimit, ...]:
     """The limits a response's headers tell, in the provider's names; what can't be read is left out.
 
     Args:
-        headers: `x-ratelimit-{limit,remaining,reset}-NAME` or `anthropic-ratelimit-NAME-{…}`, and others.
+        headers: `x-ratelimit-{limit,remaining,reset}-NAME`, with or without `x-`, or `anthropic-ratelimit-NAME-{…}`, and others.
         now: The present, µs UTC.
     """
     found: dict[str, dict[str, int]] = {}
@@ -128,12 +128,12 @@ def rate_limits(headers: Headers, now: int) -> tuple[RateLimit, ...]:
 
 
 def whole_number(text: str) -> int | None:
-    """A count from a header, or nothing."""
+    """A count from a header, or nothing; gateways write -1 where they know none."""
     try:
         value = float(text)
     except ValueError:
         return None
-    return int(value) if abs(value) < _FARTHEST else None
+    return int(value) if 0 <= value < _FARTHEST else None
 
 
 def request_id(headers: Headers) -> str | None:
