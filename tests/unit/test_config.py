@@ -427,12 +427,47 @@ def test_bare_name_that_several_providers_list_is_ambiguous(machine: Machine) ->
         loaded.parse_model("phi-3")
 
 
-@pytest.mark.parametrize("text", ["", "gpt", ":", "openai:", ":gpt", "openai"])
-def test_text_that_names_no_model_says_how_to_write_one(machine: Machine, text: str) -> None:
-    with pytest.raises(
-        UsageError, match=r"names no model: write (openai:MODEL|provider:model), for example embedded:smollm2"
-    ):
-        machine.load().parse_model(text)
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        *((text, "write provider:model, for example embedded:smollm2") for text in ("", "xyz", ":", ":xyz")),
+        ("openai", "write openai:MODEL ('timeline models list openai' names them)"),
+        ("openai:", "write openai:MODEL ('timeline models list openai' names them)"),
+        ("work", "write work:MODEL, for example work:llama-70b"),
+        ("llama70b", "write provider:model, did you mean work:llama-70b?"),
+        ("Llama-70B", "write provider:model, did you mean work:llama-70b?"),
+        ("phi3", "write provider:model, did you mean ollama:phi-3 or mine:phi-3?"),
+        ("smolm2", "write provider:model, did you mean embedded:smollm2?"),
+        ("gpt-4o", "write provider:model, did you mean openai:gpt-4o?"),
+        ("claude-sonnet-4-5", "write provider:model, for example embedded:smollm2"),
+        ("openai/gpt-4o", "write provider:model, did you mean openai:gpt-4o?"),
+    ],
+)
+def test_text_that_names_no_model_says_how_to_write_the_one_that_was_meant(
+    machine: Machine, text: str, remedy: str
+) -> None:
+    loaded = machine.load("""
+        llm_providers:
+          work: {kind: openai, base_url: "http://localhost:1/v1", models: [llama-70b]}
+          ollama: {models: [phi-3]}
+          mine: {kind: ollama, models: [phi-3]}
+          anthropic: {enabled: false}
+        """)
+    with pytest.raises(UsageError) as caught:
+        loaded.parse_model(text)
+
+    assert f'"{text}" names no model: {remedy}' == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "guess"),
+    [("llama3.1:8b", "ollama:llama3.1:8b"), ("olama:phi-3", "ollama:phi-3")],
+)
+def test_a_model_whose_provider_is_unknown_may_be_one_that_is_known(machine: Machine, text: str, guess: str) -> None:
+    with pytest.raises(NotFound) as caught:
+        machine.load("llm_providers: {ollama: {models: [phi-3]}}").parse_model(text)
+
+    assert f"did you mean {guess}?" in str(caught.value)
 
 
 def test_model_of_an_unknown_provider_is_not_found(machine: Machine) -> None:

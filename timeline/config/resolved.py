@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from timeline.config.file import nearest, where
 from timeline.config.keys import FoundKey, KeyFile, checked, in_keyring, printed_by
+from timeline.config.meant import meant
 from timeline.config.paths import Paths, beside
 from timeline.config.settings import (
     AUTO,
@@ -146,7 +147,7 @@ class Config:
             NotFound: The part before the colon is no provider.
         """
         text = text.strip()
-        provider, colon, model = text.partition(":")
+        provider, _, model = text.partition(":")
         if provider == AUTO:
             msg = (
                 f'"{text}" chooses among models and is none itself: write provider:model, for example embedded:smollm2'
@@ -160,12 +161,25 @@ class Config:
             raise AmbiguousName(msg)
         if listing:
             return ModelRef(listing[0], text)
+        if provider and model and provider in plugin_kinds():
+            return ModelRef(provider, model)
+        disabled = {name for name, entry in self.settings.llm_providers.items() if not entry.enabled}
+        names = {*KINDS, *self.settings.llm_providers} - disabled
+        near = meant(text, {name: self.settings.llm_providers[name].models for name in self.providers}, names)
         if provider and model:
-            if provider in plugin_kinds():
-                return ModelRef(provider, model)
-            raise self._unknown(provider)
-        hint = f"{provider}:MODEL" if provider and (colon or provider in KINDS) else "provider:model"
-        msg = f'"{text}" names no model: write {hint}, for example embedded:smollm2'
+            raise self._unknown(provider, near)
+        if provider in names:
+            models = list(self.settings.llm_providers.get(provider, ProviderConfig()).models)
+            example = (
+                f", for example {provider}:{models[0]}"
+                if models
+                else f" ('timeline models list {provider}' names them)"
+            )
+            msg = f'"{text}" names no model: write {provider}:MODEL{example}'
+        elif near:
+            msg = f'"{text}" names no model: write provider:model, did you mean {" or ".join(near)}?'
+        else:
+            msg = f'"{text}" names no model: write provider:model, for example embedded:smollm2'
         raise UsageError(msg)
 
     def parse_choice(self, text: str) -> Choice:
@@ -472,10 +486,11 @@ class Config:
     def _error(self, error: type[TimelineError], what: str, *path: str) -> TimelineError:
         return error(where(self.source("llm_providers", *path), ("llm_providers", *path), what))
 
-    def _unknown(self, name: str) -> NotFound:
+    def _unknown(self, name: str, near: Sequence[str] = ()) -> NotFound:
         known = sorted({*KINDS, *plugin_kinds(), *self.settings.llm_providers})
         entry = f"{name}: {{kind: openai, base_url: ...}}"
+        guess = f"did you mean {' or '.join(near)}?" if near else nearest(name, [*known, AUTO])
         return NotFound(
-            f'there is no provider "{name}": {nearest(name, [*known, AUTO])} (any server of OpenAI\'s format can be added'
+            f'there is no provider "{name}": {guess} (any server of OpenAI\'s format can be added'
             f" as {entry} under llm_providers in {self.paths.config_file})"
         )
