@@ -280,8 +280,48 @@ async def test_key_and_headers_on_the_wire():
             (chunk({}, "stop", usage={"prompt_tokens": None, "completion_tokens": 1, "prompt_tokens_details": None}),),
             Usage(0, output=1),
         ),
+        (
+            (
+                {
+                    "choices": [
+                        {
+                            "delta": {},
+                            "finish_reason": "stop",
+                            "usage": {"prompt_tokens": 9, "completion_tokens": 1, "cached_tokens": 4},
+                        }
+                    ]
+                },
+            ),
+            Usage(5, cache_read=4, output=1),
+        ),
+        (
+            (
+                chunk(
+                    {},
+                    "stop",
+                    model="models/gemini-2.5-flash",
+                    usage={"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 52},
+                ),
+            ),
+            Usage(9, output=43, reasoning=36),
+        ),
+        ((chunk({}, "stop", usage={"input_tokens": 9, "output_tokens": 1}),), Usage(9, output=1)),
+        ((chunk({"content": "x"}, "stop", usage="none"),), None),
     ],
-    ids=["with the finish", "on every chunk", "ahead", "never", "details", "deepseek", "xai", "nulls"],
+    ids=[
+        "with the finish",
+        "on every chunk",
+        "ahead",
+        "never",
+        "details",
+        "deepseek",
+        "xai",
+        "nulls",
+        "moonshot",
+        "gemini",
+        "other names",
+        "no usage",
+    ],
 )
 async def test_usage_wherever_it_stands(payloads, usage):
     response = await answer(*payloads)
@@ -297,6 +337,9 @@ async def test_usage_wherever_it_stands(payloads, usage):
         ("content_filter", "content_filter"),
         ("function_call", "tool_calls"),
         ("eos", "stop"),
+        ("STOP", "stop"),
+        ("MAX_TOKENS", "length"),
+        ("sensitive", "content_filter"),
         ("something", "unknown"),
     ],
 )
@@ -354,6 +397,15 @@ CALLS = (ToolCall("c1", "a", {"x": 1}), ToolCall("c2", "b", {}))
         ],
         [fragment(None, "c1", "a", {"x": 1}), fragment(None, "c2", "b", {})],
         [fragment(3, "c1", "a", '{"x":1}'), fragment(5, "c2", "b", "{}"), chunk({}, "tool_calls")],
+        [
+            fragment(1, "c1", "a", ""),
+            fragment(1, arguments='{"x":'),
+            fragment(4, "c2", "b", ""),
+            fragment(1, arguments="1}"),
+            fragment(4, arguments="{}"),
+            chunk({}, "tool_calls"),
+        ],
+        [fragment(0, None, "a", '{"x":'), fragment(0, "c1", None, "1}"), fragment(1, "c2", "b", "{}")],
     ],
     ids=[
         "in pieces",
@@ -363,12 +415,28 @@ CALLS = (ToolCall("c1", "a", {"x": 1}), ToolCall("c2", "b", {}))
         "no number",
         "objects, no finish",
         "gaps",
+        "in pieces, numbered like Anthropic's blocks",
+        "id after the name",
     ],
 )
 async def test_parallel_tool_calls_however_they_are_told(payloads):
     response = await answer(*payloads, "[DONE]")
 
     assert (CALLS, "tool_calls") == (response.tool_calls, response.finish_reason)
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"function_call": {}},
+        {"function_call": {"name": None, "arguments": None}, "tool_calls": []},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ""}}]},
+    ],
+)
+async def test_a_call_of_nothing_is_none(delta):
+    response = await answer(chunk({"content": "x", **delta}), chunk(delta, "stop"), "[DONE]")
+
+    assert ((), "stop") == (response.tool_calls, response.finish_reason)
 
 
 async def test_calls_cut_off_by_length_are_no_finished_calls():
@@ -423,6 +491,34 @@ async def test_an_error_with_a_good_status_is_an_error():
         await provider.aclose()
 
     assert ("rate_limited", 429) == (caught.value.kind, caught.value.status)
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind", "status"),
+    [
+        ({"finish_reason": "error", "error": {"code": 502, "message": "The upstream is gone"}}, "server", 502),
+        ({"finish_reason": "error"}, "server", 200),
+        ({"finish_reason": "insufficient_system_resource"}, "overloaded", 200),
+    ],
+)
+async def test_a_choice_that_ends_in_an_error_is_one(choice, kind, status):
+    started, ended = chunk({"content": "x"}), {"choices": [{"index": 0, "delta": {"content": ""}, **choice}]}
+    with pytest.raises(ProviderError) as streamed:
+        await answer(started, ended, "[DONE]")
+    async with Server(Reply.json({"choices": [{"message": {"content": "x"}, **choice}]})) as server:
+        provider = OpenAIProvider(KEY, server.url)
+        with pytest.raises(ProviderError) as whole:
+            await provider.make_request(LLMRequest("m", ()))
+        await provider.aclose()
+
+    for error in (streamed.value, whole.value):
+        assert (kind, status, True) == (error.kind, error.status, error.retryable)
+
+
+async def test_events_without_data_keep_a_connection_alive():
+    response = await answer("", chunk({"content": "x"}), " ", chunk({}, "stop"), "[DONE]")
+
+    assert "x" == response.content
 
 
 async def test_request_id_and_limits_come_with_the_answer():

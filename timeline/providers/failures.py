@@ -149,7 +149,8 @@ _NO_MODEL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _BUSY = re.compile(
-    r"overloaded|over[_ ]capacity|capacity_exceeded|server busy|slow_down|engine is currently", re.IGNORECASE
+    r"overloaded|insufficient_system_resource|over[_ ]capacity|capacity_exceeded|server busy|slow_down|engine is currently",
+    re.IGNORECASE,
 )
 _KEY = re.compile(r"(?:incorrect|invalid) api key|api key not valid|api_key_invalid", re.IGNORECASE)
 _NOT_ALLOWED = re.compile(r"location is not supported|organization_restricted", re.IGNORECASE)

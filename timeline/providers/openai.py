@@ -67,6 +67,8 @@ class _Choice(Struct, gc=False):
     delta: _Message | None = None
     message: _Message | None = None
     finish_reason: Any = None
+    usage: Any = None
+    error: Any = None
 
 
 class _Groq(Struct, gc=False):
@@ -77,10 +79,18 @@ class _Groq(Struct, gc=False):
 
 class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
-    usage: dict[str, Any] | None = None
+    usage: Any = None
     error: Any = None
     model: str | None = None
     x_groq: _Groq | None = None
+
+
+class _Open(Struct, gc=False):
+    """A call that fragments may still continue: the number it goes by, and what has been told of it."""
+
+    number: int | None
+    id: str | None
+    name: str | None
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -95,17 +105,27 @@ _FINISH: dict[str, FinishReason] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
     "content_filter": "content_filter",
+    "safety": "content_filter",
+    "sensitive": "content_filter",
 }
+_FAILED = ("error", "insufficient_system_resource", "network_error")
+"""Finish reasons of answers that a failure ended: OpenRouter's and Mistral's, DeepSeek's, Zhipu's."""
 
 
-def read_usage(raw: Mapping[str, Any]) -> Usage:
+def read_usage(raw: Mapping[str, Any], model: str | None = None) -> Usage:
     """OpenAI's counters made disjoint: `prompt_tokens` includes the cached ones."""
     prompt_details, output_details = raw.get("prompt_tokens_details"), raw.get("completion_tokens_details")
-    prompt, output = count(raw, "prompt_tokens"), count(raw, "completion_tokens")
-    cache_read = count(prompt_details, "cached_tokens") or count(raw, "prompt_cache_hit_tokens")
+    prompt = count(raw, "prompt_tokens") or count(raw, "input_tokens")
+    output = count(raw, "completion_tokens") or count(raw, "output_tokens")
+    cache_read = (
+        count(prompt_details, "cached_tokens") or count(raw, "prompt_cache_hit_tokens") or count(raw, "cached_tokens")
+    )
     cache_write = count(prompt_details, "cache_write_tokens")
     reasoning = count(output_details, "reasoning_tokens")
-    if reasoning and count(raw, "total_tokens") == prompt + output + reasoning:
+    beside = count(raw, "total_tokens") - prompt - output
+    if model is not None and "gemini" in model and not reasoning:
+        reasoning = max(beside, 0)  # Only its total includes what Gemini thought.
+    if reasoning and beside == reasoning:
         output += reasoning  # xAI counts reasoning beside completion_tokens, as its total shows.
     return Usage(
         input=max(prompt - cache_read - cache_write, 0),
@@ -124,7 +144,7 @@ class ChatParser:
     def __init__(self, head: Head) -> None:
         self.done = False
         self._head = head
-        self._calls: list[str | None] = []
+        self._calls: list[_Open] = []
         self._message = False
         self._model: str | None = None
         self._raw_reason: str | None = None
@@ -136,8 +156,11 @@ class ChatParser:
         try:
             chunk = _decode(payload)
         except msgspec.DecodeError:
-            if payload.strip() == b"[DONE]":
+            stripped = payload.strip()
+            if stripped == b"[DONE]":
                 return self._finish()
+            if not stripped:
+                return ()
             raise self._head.bad(payload, what="what is no chunk of its format") from None
         items: list[Item] = []
         if chunk.choices:
@@ -160,11 +183,15 @@ class ChatParser:
                     if delta.refusal:
                         _add_text(items, delta.refusal, "text")
                     if delta.tool_calls:
-                        items += [self._call(call) for call in delta.tool_calls]
+                        items += filter(None, map(self._call, delta.tool_calls))
                     if delta.function_call is not None:
-                        items.append(self._call(_ToolCall(0, None, delta.function_call)))
+                        items += filter(None, (self._call(_ToolCall(0, None, delta.function_call)),))
                 if choice.finish_reason and isinstance(choice.finish_reason, str):
                     self._raw_reason = choice.finish_reason
+                    # Moonshot's usage stands here, and OpenRouter's error.
+                    chunk.usage = chunk.usage or choice.usage
+                    if choice.finish_reason in _FAILED and not chunk.error:
+                        chunk.error = choice.error or {"code": choice.finish_reason}
         if chunk.usage or chunk.error is not None or chunk.x_groq is not None:
             self._read_rest(chunk, items)
         if self._model is None:
@@ -179,27 +206,38 @@ class ChatParser:
             raise self._head.broken()
         return self._finish()
 
-    def _call(self, call: _ToolCall) -> Delta:
-        """A fragment of a tool call; id and name are passed on with the first one alone."""
+    def _call(self, call: _ToolCall) -> Delta | None:
+        """A fragment of a tool call; id and name are passed on once."""
         function = call.function or call.custom or _Function()
         call_id = call.id if isinstance(call.id, str) and call.id else None
-        calls, index = self._calls, call.index
-        if index is None or index < 0:
-            # No index: a new id or a name begins a call, all else continues the last.
-            known = call_id in calls if call_id else not function.name
-            index = (calls.index(call_id) if call_id in calls else len(calls) - 1) if known and calls else len(calls)
-        elif index < len(calls) and call_id and calls[index] not in (None, call_id) and function.name:
-            # Gemini's server numbers all parallel calls 0: the id tells them apart.
-            index = calls.index(call_id) if call_id in calls else len(calls)
+        name = function.name if isinstance(function.name, str) and function.name else None
         arguments = function.arguments if function.arguments is not None else function.input
         if not isinstance(arguments, str):
             arguments = "" if arguments is None else msgspec.json.encode(arguments).decode()
-        first = index >= len(calls)
-        if first:
-            index = len(calls)
-            calls.append(call_id)
-        name = function.name if first and isinstance(function.name, str) else None
-        return Delta(arguments, "tool_call", index, call_id if first else None, name)
+        place = self._place(call.index, call_id, name)
+        if place is None:
+            if not (call_id or name or arguments):
+                return None
+            self._calls.append(_Open(call.index, call_id, name))
+            return Delta(arguments, "tool_call", len(self._calls) - 1, call_id, name)
+        known = self._calls[place]
+        new_id, new_name = None if known.id else call_id, None if known.name else name
+        known.id, known.name = known.id or new_id, known.name or new_name
+        return Delta(arguments, "tool_call", place, new_id, new_name)
+
+    def _place(self, number: int | None, call_id: str | None, name: str | None) -> int | None:
+        """Which of the calls a fragment continues; None where it begins one. Numbers may begin anywhere and leave gaps."""
+        calls = self._calls
+        newest = range(len(calls) - 1, -1, -1)
+        same_id = next((place for place in newest if call_id and calls[place].id == call_id), None)
+        if number is None or number < 0:
+            # No number: a new id or a name begins a call, all else continues the last.
+            return same_id if call_id else next(iter(newest), None) if name is None else None
+        place = next((place for place in newest if calls[place].number == number), None)
+        if place is not None and call_id and name and calls[place].id not in (None, call_id):
+            # Gemini's server numbers all parallel calls 0: the id tells them apart.
+            return same_id
+        return place
 
     def _read_rest(self, chunk: _Chunk, items: list[Item]) -> None:
         usage, error, groq = chunk.usage, chunk.error, chunk.x_groq
@@ -208,9 +246,9 @@ class ChatParser:
             error = groq.error if error is None else error
             if self._request_id is None and isinstance(groq.id, str):
                 self._request_id = groq.id
-        if usage and usage != self._usage:
+        if usage and usage != self._usage and isinstance(usage, dict):
             self._usage = usage
-            items.append(UsageReport(read_usage(usage), usage))
+            items.append(UsageReport(read_usage(usage, chunk.model or self._model), usage))
         if error:
             raise self._head.error(Complaint.of({"error": error}))
 
@@ -219,7 +257,7 @@ class ChatParser:
             return ()
         self.done = True
         raw = self._raw_reason
-        reason = _FINISH.get(raw, "unknown") if raw else "unknown"
+        reason = _FINISH.get(raw.lower(), "unknown") if raw else "unknown"
         # Compatible servers say `stop` after calls; `length` stays, since it cut the arguments.
         if self._calls and reason in ("stop", "unknown"):
             reason = "tool_calls"
