@@ -22,8 +22,6 @@ __all__ = ["budget"]
 WIDTH = 60
 SESSION_CHARACTERS = 13
 NEAR, FULL = 80, 100
-SMALL = 1_000_000
-"""Nano-US-dollars below which a hundredth of a cent says too little."""
 EACH = {"call": "each call", "turn": "each question"}
 
 
@@ -105,12 +103,7 @@ def _lines(configured: BudgetConfig, state: BudgetState, console: Console) -> li
 
 def _amount(state: BudgetState, value: int) -> str:
     """To a hundredth of a cent, so that small amounts add up."""
-    if state.unit == "tokens":
-        return f"{value:,}"
-    if 0 < value < SMALL:
-        return output.usd(value)
-    whole, _, rest = f"{value / 1_000_000_000:,.4f}".partition(".")
-    return f"${whole}.{rest.rstrip('0').ljust(2, '0')}"
+    return f"{value:,}" if state.unit == "tokens" else output.usd(value, places=4)
 
 
 def _bar(state: BudgetState, drawn: Signs, width: int) -> Text:

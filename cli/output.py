@@ -146,23 +146,18 @@ def seconds(microseconds: int | None) -> str:
     return f"{int(value) // 60}m{int(value) % 60:02d}s"
 
 
-def usd(nano: int) -> str:
+def usd(nano: int, *, places: int = 2) -> str:
     """An amount, with as many digits as it needs: `$0.00042`, `$1.25`."""
-    value = nano / 1_000_000_000
-    if value == 0 or value >= 0.995:  # noqa: PLR2004
-        return f"${value:.2f}"
-    return f"${value:.2g}" if value >= 0.0001 else f"${value:.7f}".rstrip("0")  # noqa: PLR2004
+    from timeline import money
+
+    return money.usd(nano, places=places)
 
 
 def rate(dollars: Decimal | None, *, rises: bool = False) -> str:
     """A price per million tokens: `$2.50`, `$0.075`; with a `+` where long prompts cost more."""
-    from decimal import Decimal
+    from timeline import money
 
-    if dollars is None:
-        return "–"
-    cents = Decimal("0.01")
-    amount = dollars.quantize(cents) if dollars == dollars.quantize(cents) else dollars.normalize()
-    return f"${amount:f}{'+' if rises else ''}"
+    return "–" if dollars is None else f"{money.dollars(dollars)}{'+' if rises else ''}"
 
 
 def short_path(path: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -241,6 +240,8 @@ def _one_token(prices: PriceBook, name: str, model: str, *, local: bool) -> Cost
 
 
 def _sentence(found: _Checked) -> str:
+    from timeline.money import usd
+
     if found.error is not None:
         return f"failed: {found.error}"
     few = ", ".join(model.id for model in found.models[:FEW]) + (", …" if len(found.models) > FEW else "")
@@ -252,13 +253,9 @@ def _sentence(found: _Checked) -> str:
         f"{(found.seconds or 0) * 1000:.0f} ms",
     ]
     if found.cost is not None:
-        amount = {"free": "free", "unpriced": "?"}.get(found.cost.state) or _exact(found.cost.nano_usd or 0)
+        amount = {"free": "free", "unpriced": "?"}.get(found.cost.state) or usd(found.cost.nano_usd or 0)
         parts.append(f"one token in and out of {found.model}: {amount}")
     return " · ".join(parts)
-
-
-def _exact(nano: int) -> str:
-    return f"${(Decimal(nano) / 1_000_000_000).normalize():f}"
 
 
 def _checked_object(found: _Checked) -> dict[str, Any]:

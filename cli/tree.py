@@ -319,4 +319,4 @@ def _note(note: Note, signs: Signs) -> str:
 
 
 def _amount(value: int, unit: str) -> str:
-    return f"{value} tokens" if unit == "tokens" else output.usd(value)
+    return f"{value:,} tokens" if unit == "tokens" else output.usd(value, places=4)

@@ -17,6 +17,7 @@ from msgspec import Struct
 from timeline.config import MAX_COST, BudgetConfig
 from timeline.events import BudgetAlerted, BudgetExceeded
 from timeline.llm.pricing import PriceBook, estimate_tokens
+from timeline.money import usd
 from timeline.projections.budgets import BudgetState, applies
 from timeline.providers.base import ImagePart, LLMRequest
 
@@ -45,7 +46,6 @@ TOKENS_PER_MESSAGE = 4
 TOKENS_PER_IMAGE = 1600
 """The most that Anthropic counts for an image that it need not shrink
 (https://docs.claude.com/en/docs/build-with-claude/vision); about OpenAI's most, too."""
-NANO = 1_000_000_000
 FEW_HOURS = 48
 SESSION_CHARACTERS = 13
 
@@ -250,11 +250,7 @@ def _sentence(state: BudgetState, requested: int | None, now: int, tz: tzinfo | 
 
 def _amount(number: int, unit: Literal["nano_usd", "tokens"]) -> str:
     """`$0.0615`, `$20.00`, `1,500 tokens`: exact, so that what doesn't fit is seen not to fit."""
-    if unit == "tokens":
-        return f"{number:,} tokens"
-    whole, rest = divmod(number, NANO)
-    digits = f"{rest:09d}".rstrip("0").ljust(2, "0")
-    return f"${whole:,}.{digits}"
+    return f"{number:,} tokens" if unit == "tokens" else usd(number)
 
 
 def _instant(at: int, now: int, tz: tzinfo | None) -> str:

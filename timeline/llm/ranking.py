@@ -15,6 +15,7 @@ from timeline.config import ModelRef, Strategy
 from timeline.errors import TimelineError
 from timeline.events import Cost
 from timeline.llm.pricing import ListPrice
+from timeline.money import dollars
 from timeline.projections.health import ModelStats
 from timeline.providers.base import Capabilities
 
@@ -203,13 +204,8 @@ def price_words(price: ListPrice) -> str:
     """A price as people read it."""
     if price.rates is None:
         return "free" if price.state == "free" else "of unknown price"
-    return f"${_amount(price.rates.input)} in and ${_amount(price.rates.output)} out per million tokens"
-
-
-def _amount(rate: Decimal | None) -> str:
-    rate = rate or Decimal(0)
-    cents = rate.quantize(Decimal("0.01"))
-    return f"{cents if cents == rate else rate.normalize():f}"
+    into, out = (dollars(rate or Decimal(0)) for rate in (price.rates.input, price.rates.output))
+    return f"{into} in and {out} out per million tokens"
 
 
 def speed_words(stats: ModelStats | None) -> str:
