@@ -173,6 +173,16 @@ def test_tools_and_their_choice(choice, expected):
 
 
 @pytest.mark.parametrize(
+    ("model", "reasoning"), [("claude-sonnet-4-5", "low"), ("claude-opus-5-5", None), ("claude-fable-5-1", None)]
+)
+def test_a_choice_that_would_be_refused_is_left_to_the_model(model, reasoning):
+    for choice in ("required", "weather"):
+        asked = LLMRequest(model, USER, tools=[WEATHER], tool_choice=choice, reasoning=reasoning)
+
+        assert {"type": "auto"} == ANTHROPIC.body(asked, stream=False)["tool_choice"]
+
+
+@pytest.mark.parametrize(
     ("model", "expected"),
     [
         ("claude-sonnet-4-5-20250929", (4, 5)),
@@ -192,7 +202,10 @@ def test_the_generation_is_read_from_the_name(model, expected):
     ("model", "reasoning", "max_tokens", "expected"),
     [
         ("claude-opus-4-8", "high", None, {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}),
-        ("claude-opus-4-8", "none", None, {"thinking": {"type": "disabled"}, "temperature": 0.5}),
+        ("claude-opus-4-8", "none", None, {"thinking": {"type": "disabled"}}),
+        ("claude-opus-4-7", None, None, {}),
+        ("claude-sonnet-4-6", None, None, {"temperature": 0.5}),
+        ("claude-fable-5", "none", None, {"output_config": {"effort": "low"}}),
         ("claude-sonnet-4-5", "low", None, {"thinking": {"type": "enabled", "budget_tokens": 2048}}),
         ("claude-sonnet-4-5", "high", 4096, {"thinking": {"type": "enabled", "budget_tokens": 2048}}),
         ("claude-sonnet-4-5", "high", 100, {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
@@ -305,6 +318,24 @@ async def test_thoughts_that_nothing_signs_are_not_kept():
     )
 
     assert ("ab", ()) == (response.reasoning, response.opaque)
+
+
+async def test_a_block_of_the_servers_that_is_cut_off_is_kept_as_it_began():
+    response = await answer(
+        start(),
+        block(0, type="server_tool_use", id="s1", name="web_search", input={}),
+        delta(0, "input_json_delta", partial_json='{"que'),
+        stop(0),
+        *ending("max_tokens"),
+    )
+
+    assert ("length", {}) == (response.finish_reason, response.opaque[0].block["input"])
+
+
+async def test_events_without_data_keep_a_connection_alive():
+    response = await answer(start(), "", block(0, type="text", text="x"), " ", stop(0), *ending())
+
+    assert "x" == response.content
 
 
 @pytest.mark.parametrize(

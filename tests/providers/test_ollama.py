@@ -216,6 +216,13 @@ async def test_totals_without_zeros(totals, usage):
     )
 
 
+async def test_a_line_that_tells_of_progress_alone_says_nothing():
+    progress = {"model": "m", "completed": 1, "total": 4, "done": False}
+    response, _ = await ask(Ollama(progress, {**progress, "message": None}, DONE, shown=show()))
+
+    assert ("", "stop") == (response.content, response.finish_reason)
+
+
 async def test_done_reasons():
     for raw, expected in (("stop", "stop"), ("length", "length"), (None, "stop"), ("new", "unknown")):
         response, _ = await ask(Ollama({**DONE, "done_reason": raw}, shown=show()))

@@ -108,19 +108,34 @@ def test_the_answers_length_goes_by_the_name_the_server_knows(url, name):
 
 
 @pytest.mark.parametrize(
-    ("model", "expected"),
+    ("model", "reasoning", "expected"),
     [
-        ("gpt-4o", 0.0),
-        ("gpt-5", None),
-        ("gpt-5-mini", None),
-        ("o3-mini", None),
-        ("gpt-5-chat-latest", 0.0),
-        ("gpt-5.1", 0.0),
+        ("gpt-4o", None, 0.0),
+        ("gpt-35-turbo", None, 0.0),
+        ("gpt-5", None, None),
+        ("gpt-5-mini", None, None),
+        ("o3-mini", None, None),
+        ("gpt-5-chat-latest", None, 0.0),
+        ("gpt-5.1", None, 0.0),
+        ("gpt-5.1", "low", None),
+        ("gpt-5.4-mini", "none", 0.0),
+        ("gpt-5.2-pro", None, None),
+        ("gpt-5.5", None, None),
+        ("gpt-5.5", "none", 0.0),
     ],
 )
-def test_reasoning_models_are_spared_a_temperature_they_refuse(model, expected):
-    assert expected == HERE.body(LLMRequest(model, (), temperature=0.0), stream=False).get("temperature")
-    assert 0.0 == ELSEWHERE.body(LLMRequest(model, (), temperature=0.0), stream=False)["temperature"]
+def test_reasoning_models_are_spared_a_temperature_they_refuse(model, reasoning, expected):
+    asked = LLMRequest(model, (), temperature=0.0, reasoning=reasoning)
+
+    assert expected == HERE.body(asked, stream=False).get("temperature")
+    assert 0.0 == ELSEWHERE.body(asked, stream=False)["temperature"]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"), [("o4-mini", "low"), ("gpt-5-nano", "minimal"), ("gpt-5.1", "none"), ("gpt-4o", "none")]
+)
+def test_models_that_always_reason_are_asked_for_the_least_of_it(model, expected):
+    assert expected == HERE.body(LLMRequest(model, (), reasoning="none"), stream=False)["reasoning_effort"]
 
 
 def test_tools_and_their_choice():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import msgspec
@@ -126,7 +127,7 @@ class MessagesParser:
         try:
             event = _decode(payload)
         except msgspec.DecodeError:
-            if payload.strip() == b"[DONE]":
+            if payload.strip() in (b"[DONE]", b""):
                 return ()
             raise self._head.bad(payload, what="what is no event of its format") from None
         delta = event.delta
@@ -229,10 +230,9 @@ class MessagesParser:
         if not text:
             return self._arguments(index, block, msgspec.json.encode(block["input"]).decode() if block["input"] else "")
         if block.get("type") != "tool_use":
-            try:
+            # An answer at its limit of tokens can end within the input.
+            with suppress(msgspec.DecodeError):
                 block["input"] = msgspec.json.decode(text)
-            except msgspec.DecodeError:
-                raise self._head.bad(text.encode(), what="a block whose input is no JSON") from None
         return ()
 
     def _overwrite(self, usage: Any) -> Iterable[Item]:
@@ -293,6 +293,10 @@ def generation(model: str) -> tuple[int, int] | None:
 _FIRST_WITH_SCHEMA = (4, 5)
 _FIRST_ADAPTIVE = (4, 6)
 _FIRST_THINKING = (3, 7)
+_FIRST_WITHOUT_TEMPERATURE = (4, 7)
+_ALWAYS_THINKS = re.compile(r"claude-(?:fable|opus-5[-.]5)")
+_CHOOSES_ITSELF = re.compile(r"claude-(?:fable-5[-.]1|opus-5[-.]5)")
+"""Models that refuse to be made to call a tool."""
 _BUDGETS = {"low": 2048, "medium": 8192, "high": 16384}
 _LEAST_BUDGET = 1024
 
@@ -421,7 +425,7 @@ class AnthropicProvider(HTTPProvider):
         }
         if system:
             body["system"] = system
-        if request.temperature is not None:
+        if request.temperature is not None and (generation(request.model) or (0, 0)) < _FIRST_WITHOUT_TEMPERATURE:
             body["temperature"] = request.temperature
         if request.stop:
             body["stop_sequences"] = request.stop
@@ -433,6 +437,9 @@ class AnthropicProvider(HTTPProvider):
             if request.tool_choice is not None:
                 body["tool_choice"] = _TOOL_CHOICES.get(request.tool_choice) or _named(request.tool_choice)
         thinks = _think(body, request)
+        if (thinks or _CHOOSES_ITSELF.search(request.model)) and request.tool_choice not in (None, "none"):
+            # A model that thinks can't be made to call a tool.
+            body["tool_choice"] = _TOOL_CHOICES["auto"] if request.tools else None
         if request.response_schema is not None:
             _constrain(body, request, request.response_schema, thinks=thinks)
         body.update(request.extra)
@@ -490,7 +497,9 @@ def _think(body: dict[str, Any], request: LLMRequest) -> bool:
     if level is None or (known is not None and known < _FIRST_THINKING):
         return False
     if level == "none":
-        if known is not None and known >= _FIRST_ADAPTIVE:
+        if _ALWAYS_THINKS.search(request.model):
+            body["output_config"] = {"effort": "low"}
+        elif known is not None and known >= _FIRST_ADAPTIVE:
             body["thinking"] = {"type": "disabled"}
         return False
     # Thinking goes with its own temperature alone.

@@ -105,6 +105,8 @@ class ChatLineParser:
         if message is None:
             # `/api/generate` answers beside a message.
             if line.response is None and not line.done:
+                if line.model is not None:
+                    return ()
                 raise self._head.bad(payload, what="what is no line of its format")
             message = _Message(line.response, line.thinking)
         items: list[Item] = []

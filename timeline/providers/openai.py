@@ -287,7 +287,11 @@ def _add_text(items: list[Item], content: Any, kind: Literal["text", "reasoning"
 
 # ------------------------------------------------------------------ what goes in
 
-_FIXED_TEMPERATURE = re.compile(r"o\d|gpt-5(?!\.|-chat)")
+_GPT = re.compile(r"gpt-(\d)(?:\.(\d+))?(?!\d)(?!.*chat)")
+_ALWAYS_REASONS = re.compile(r"o\d")
+_FIRST_REASONING = (5, 0)
+_FIRST_REASONING_UNASKED = (5, 5)
+"""Models after 5.0 can be told not to reason, and up to here they don't unless told to."""
 _OWN_HOSTS = ("openai.com", ".openai.azure.com", ".cognitiveservices.azure.com")
 
 
@@ -349,6 +353,17 @@ def is_strict(schema: Any) -> bool:
             return False
         return all(map(is_strict, [*properties.values(), *(schema.get("$defs") or {}).values()]))
     return all(map(is_strict, schema.values()))
+
+
+def takes_temperature(model: str, reasoning: str | None) -> bool:
+    """Whether a model of OpenAI's own takes another temperature than its own: only one that doesn't reason does."""
+    found = _GPT.match(model)
+    version = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+    if version < _FIRST_REASONING:
+        return not _ALWAYS_REASONS.match(model)
+    if version == _FIRST_REASONING or "-pro" in model or "codex" in model:
+        return False
+    return reasoning == "none" or (reasoning is None and version < _FIRST_REASONING_UNASKED)
 
 
 class OpenAIProvider(HTTPProvider):
@@ -447,9 +462,15 @@ class OpenAIProvider(HTTPProvider):
             pass
         else:
             body["stream_options"]["include_obfuscation"] = False
-        if _FIXED_TEMPERATURE.match(request.model):
+        if not takes_temperature(request.model, request.reasoning):
             # Reasoning models answer any other than their own with 400 unsupported_value.
             body.pop("temperature", None)
+        if request.reasoning == "none":
+            found = _GPT.match(request.model)
+            if _ALWAYS_REASONS.match(request.model):
+                body["reasoning_effort"] = "low"
+            elif found is not None and found[1] == "5" and not found[2]:
+                body["reasoning_effort"] = "minimal"
 
     @property
     def _is_openai(self) -> bool:
