@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from timeline.cognition.schema import schema_of
+from timeline.cognition.schema import misfit, schema_of
 from timeline.errors import NotFound, UsageError
 
 
@@ -50,9 +51,37 @@ def test_a_file_with_a_json_schema_is_read(tmp_path: Path) -> None:
         ("two words more", "no field of a schema"),
         ("{", "no JSON"),
         ('{"type": "thing"}', "no JSON Schema"),
+        ('{"a": ' * 3000 + "1" + "}" * 3000, "no JSON"),
+        ('{"properties": {"a": {"$ref": "#/$defs/a"}}}', "'#/$defs/a', which is not in it"),
+        (
+            '{"$defs": {"$ref": {"prefixItems": [{"$ref": "http://127.0.0.1/a"}]}}}',
+            "'http://127.0.0.1/a', which is not in it",
+        ),
         ("[1].json", "no file"),
     ],
 )
 def test_what_is_no_schema_is_told_with_what_to_write(text: str, said: str) -> None:
-    with pytest.raises((UsageError, NotFound), match=said.replace("[", r"\[")):
+    with pytest.raises((UsageError, NotFound), match=re.escape(said)):
         schema_of(text)
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer", "said"),
+    [
+        ('{"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}}', '"x"', ""),
+        (
+            '{"$id": "http://a/", "items": {"$ref": "b"}, "$defs": {"b": {"$id": "b", "const": {"$ref": "c"}}}}',
+            "[]",
+            "",
+        ),
+        ('{"type": "string"}', "1", "is not of type"),
+        ('{"type": "string"}', "one", "no JSON"),
+        ("{}", "[" * 3000, "no JSON"),
+        ('{"$ref": "#"}', "1", "refers to itself without end"),
+    ],
+)
+def test_an_answer_is_held_to_its_schema(schema: str, answer: str, said: str) -> None:
+    problem = misfit(answer, schema_of(schema))
+
+    assert bool(said) == (problem is not None)
+    assert said in (problem or "")

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from timeline.cognition.prompts import BRIEFLY, facts_grammar, grounded, grounded_briefly, missing_facts, user_message
+from timeline.cognition.schema import misfit
 from timeline.cognition.steps import Steps, is_small
 from timeline.cognition.tools import Found, ToolOutcome, Tools, Workspace
 from timeline.cognition.turn import Ask, Record, TurnEnd, fitting
@@ -257,7 +258,7 @@ class _Final:
         # Whatever came of it, the beginning is recorded.
         record.committed()
         error = end.error
-        if error is None and ask.schema is not None and (problem := _misfit(end.text, ask.schema)):
+        if error is None and ask.schema is not None and (problem := misfit(end.text, ask.schema)):
             if self._invalid is None:
                 self._invalid = problem
                 return record.enqueue()
@@ -289,16 +290,3 @@ class _Final:
             record.new(StepFailed(error, record.elapsed_us - self._began), self._step_id),
             record.new(TurnFailed(error, record.elapsed_us)),
         )
-
-
-def _misfit(text: str, schema: dict[str, object]) -> str | None:
-    """What is wrong with an answer that has to follow a schema; None where nothing is."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    try:
-        value = msgspec.json.decode(text)
-    except msgspec.DecodeError as exc:
-        return f"it is no JSON: {exc}"
-    problem = best_match(Draft202012Validator(schema).iter_errors(value))
-    return None if problem is None else f"{problem.json_path}: {problem.message}"[:200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 
 from timeline.errors import NotFound, UsageError
 
-__all__ = ["schema_of"]
+__all__ = ["misfit", "schema_of"]
 
 TYPES = {
     "str": "string",
@@ -93,10 +94,63 @@ def _read(text: str | bytes, source: str) -> dict[str, Any]:
             msg = f"{source} is no JSON object: a schema begins with {{"
             raise UsageError(msg)
         Draft202012Validator.check_schema(schema)
-    except msgspec.DecodeError as exc:
+        if (reference := _dangling(schema)) is not None:
+            msg = f"{source} refers to {reference!r}, which is not in it: put it under $defs"
+            raise UsageError(msg)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         msg = f"{source} is no JSON ({exc}): check it"
         raise UsageError(msg) from exc
     except SchemaError as exc:
         msg = f"{source} is no JSON Schema ({exc.json_path}: {exc.message[:120]}): check it"
         raise UsageError(msg) from exc
     return schema
+
+
+def misfit(text: str, schema: Mapping[str, object]) -> str | None:
+    """What is wrong with an answer that has to follow a schema; None where nothing is."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+    from referencing import Registry
+
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        return f"it is no JSON: {exc}"
+    try:
+        # A registry of its own: the default one fetches what isn't in the schema from wherever that names.
+        problem = best_match(Draft202012Validator(schema, registry=Registry()).iter_errors(value))
+    except RecursionError:
+        return "the schema refers to itself without end"
+    return None if problem is None else f"{problem.json_path}: {problem.message}"[:200]
+
+
+def _dangling(schema: Mapping[str, Any]) -> str | None:
+    """The first `$ref` that leads out of the schema, or nowhere in it."""
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    root = DRAFT202012.create_resource(schema)
+    waiting: list[tuple[Any, Any]] = [(Registry().resolver_with_root(root), schema)]
+    while waiting:
+        resolver, node = waiting.pop()
+        if isinstance(node, list):
+            waiting += ((resolver, item) for item in node)
+        if not isinstance(node, dict):
+            continue
+        if node is not schema and isinstance(node.get("$id"), str):
+            resolver = resolver.in_subresource(DRAFT202012.create_resource(node))
+        for name, value in node.items():
+            if name in _REFERENCES and isinstance(value, str):
+                try:
+                    resolver.lookup(value)
+                except Unresolvable:
+                    return value
+            elif name not in _VALUES:
+                waiting.append((resolver, value))
+    return None
+
+
+_REFERENCES = frozenset({"$ref", "$dynamicRef"})
+_VALUES = frozenset({"const", "default", "enum", "examples"})
+"""What stands under these is no schema."""
