@@ -268,7 +268,7 @@ def _arguments(use: ToolUse, pen: _Pen) -> str:
         return pen.signs.more
     try:
         given = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return body
     if not isinstance(given, dict):
         return body

@@ -121,6 +121,7 @@ def said(message, **more):
         (400, [said("first of a list")], "invalid_request", False),
         (400, {"object": "error", "message": "n", "type": "BadRequestError", "code": 400}, "invalid_request", False),
         (500, b'{"error":' + b"[" * 5000, "server", True),
+        (400, b'{"error":{"message":"\xff","code":"content_filter"}}', "content_refused", False),
     ],
 )
 def test_errors_have_their_place_in_the_tree(status, body, kind, retryable):

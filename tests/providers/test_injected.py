@@ -343,6 +343,28 @@ async def test_malformed_json_in_an_event(line):
         assert ("Hel", "bad_response") == (text, error.kind)
 
 
+async def test_bytes_that_are_no_utf8_are_marked_and_the_answer_goes_on(dialect):
+    pieces = [piece.replace(b"Hel", b"H\xff\xedl") for piece in first_pieces(dialect)]
+    extra = b'"an\xffy": "\xff", "done": true' if dialect == "ollama" else b""
+    last = [piece.replace(b'"done":true', extra) for piece in last_pieces(dialect)]
+    async with serving(Reply([*pieces, *last]), dialect=dialect) as server:
+        provider = provider_for(dialect, server.url)
+        response = await collect(provider.stream_request(request()))
+        await provider.aclose()
+
+    assert ("H\ufffd\ufffdllo", 3, 2) == (response.content, response.tokens_input, response.tokens_output)
+
+
+async def test_an_event_that_is_nested_beyond_all_reading(dialect):
+    deep = b'{"done": false, "type": "message_delta", "usage": ' + b'{"a":' * 5000 + b"1" + b"}" * 5001
+    deep = deep.replace(b"usage", b"message") if dialect == "ollama" else deep
+    line = deep + b"\n" if dialect == "ollama" else b"data: " + deep + b"\n\n"
+    async with serving(Reply([*first_pieces(dialect), line, *last_pieces(dialect)]), dialect=dialect) as server:
+        text, error = await outcome(provider_for(dialect, server.url))
+
+    assert ("Hel", "bad_response") == (text, error.kind)
+
+
 @pytest.mark.parametrize("line", [b"{malformed\n", b"[1]\n", b"{}\n"])
 async def test_malformed_json_in_a_line(line):
     reply = Reply([*first_pieces("ollama"), line, *last_pieces("ollama")])

@@ -117,7 +117,7 @@ class PromptFile(Sequence[Prompt]):
             value = _decode(text)
         except msgspec.ValidationError as exc:
             raise ValueError(_plainly(str(exc))) from None
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             msg = 'write a JSON object or string, for example {"prompt": "Why is the sky blue?"}'
             raise ValueError(msg) from None
         prompt = Prompt(value) if isinstance(value, str) else value

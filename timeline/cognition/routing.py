@@ -258,7 +258,7 @@ def _described(answer: str, asking: Asking) -> Decision | Malformed:
         return Malformed("there is no JSON object in it")
     try:
         found = msgspec.json.decode(answer[start : end + 1], type=_Described)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
         return Malformed(f"it is not the JSON that was asked for ({exc})")
     complexity = found.complexity.strip().lower()
     if complexity not in get_args(Complexity):

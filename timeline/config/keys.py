@@ -141,7 +141,7 @@ class KeyFile:
             raise ConfigError(msg) from exc
         try:
             keys = msgspec.json.decode(body[:LARGEST], type=dict[str, str])
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # What it says about the place could quote a key.
             msg = f"{self.path}: not a JSON object of names and keys: mend it, or remove it and run 'timeline keys set'"
             raise ConfigError(msg) from None

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from timeline.events import Usage
 from timeline.providers.base import (
+    UNREADABLE,
     Capabilities,
     Delta,
     Finish,
@@ -29,6 +30,7 @@ from timeline.providers.base import (
     OpaquePart,
     TextPart,
     UsageReport,
+    utf8,
 )
 from timeline.providers.counters import count
 from timeline.providers.failures import Complaint
@@ -126,7 +128,9 @@ class MessagesParser:
             return ()
         try:
             event = _decode(payload)
-        except msgspec.DecodeError:
+        except UnicodeDecodeError:
+            return self.items(utf8(payload))
+        except UNREADABLE:
             if payload.strip() in (b"[DONE]", b""):
                 return ()
             raise self._head.bad(payload, what="what is no event of its format") from None
@@ -162,9 +166,9 @@ class MessagesParser:
             case "message_stop":
                 return self._finish()
             case "message":
-                return self._whole(msgspec.json.decode(payload))
+                return self._whole(msgspec.json.decode(utf8(payload)))
             case _ if event.type == "error" or event.error is not None:
-                raise self._head.error(Complaint.of(msgspec.json.decode(payload)))
+                raise self._head.error(Complaint.of(msgspec.json.decode(utf8(payload))))
             case None:
                 raise self._head.bad(payload, what="what is no event of its format")
         return ()
@@ -231,7 +235,7 @@ class MessagesParser:
             return self._arguments(index, block, msgspec.json.encode(block["input"]).decode() if block["input"] else "")
         if block.get("type") != "tool_use":
             # An answer at its limit of tokens can end within the input.
-            with suppress(msgspec.DecodeError):
+            with suppress(*UNREADABLE):
                 block["input"] = msgspec.json.decode(text)
         return ()
 

@@ -18,6 +18,7 @@ from msgspec import Struct
 from timeline.events import DeltaKind, RateLimit, Usage
 
 __all__ = [
+    "UNREADABLE",
     "Capabilities",
     "Collector",
     "Delta",
@@ -39,8 +40,11 @@ __all__ = [
     "UsageReport",
     "collect",
     "parse_arguments",
+    "utf8",
 ]
 
+UNREADABLE = (msgspec.DecodeError, RecursionError)
+"""What msgspec raises of JSON that is broken, of another shape, or nested beyond all reading."""
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "pause", "unknown"]
 
 
@@ -378,9 +382,16 @@ def parse_arguments(text: str) -> dict[str, Any]:
         return {}
     try:
         value = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return {"_invalid": text}
     return value if isinstance(value, dict) else {"_invalid": text}
+
+
+def utf8(payload: bytes) -> bytes:
+    """The payload with U+FFFD for what is no UTF-8: servers cut characters in two, and the rest of an answer is worth
+    having. So do browsers read a stream (https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream).
+    """
+    return payload.decode("utf-8", "replace").encode()
 
 
 class Collector:

@@ -19,7 +19,7 @@ from msgspec import Raw, Struct
 
 from timeline.errors import BadResponse, BrokenStream, InvalidRequest, ProviderError, ProviderTimeout, ServerError
 from timeline.providers.anthropic import AnthropicProvider
-from timeline.providers.base import Item, LLMProvider, LLMRequest
+from timeline.providers.base import UNREADABLE, Item, LLMProvider, LLMRequest, utf8
 from timeline.providers.failures import Complaint
 from timeline.providers.http import HTTPProvider, whole_items
 from timeline.providers.openai import OpenAIProvider
@@ -255,8 +255,8 @@ class _OpenAI(BatchAPI):
 
     def _outcome(self, line: bytes, model: str) -> Outcome:
         try:
-            read = _output_line(line)
-        except msgspec.DecodeError:
+            read = _output_line(utf8(line))
+        except UNREADABLE:
             raise self._strange(line) from None
         reply = read.response
         if reply is not None and reply.status_code:
@@ -346,8 +346,8 @@ class _Anthropic(BatchAPI):
 
     def _outcome(self, line: bytes, model: str) -> Outcome:
         try:
-            read = _result_line(line)
-        except msgspec.DecodeError:
+            read = _result_line(utf8(line))
+        except UNREADABLE:
             raise self._strange(line) from None
         match read.result.type:
             case "succeeded":

@@ -30,6 +30,7 @@ from timeline.errors import (
     ServerError,
 )
 from timeline.events import RateLimit
+from timeline.providers.base import UNREADABLE, utf8
 from timeline.providers.limits import Headers, rate_limits, request_id, retry_after, whole_number
 
 __all__ = ["Complaint", "Head", "Speaker", "error_from", "spell"]
@@ -56,8 +57,8 @@ class Complaint(Struct, frozen=True):
     def read(cls, body: bytes) -> Complaint:
         """From the body of an error response: JSON of any shape, text or HTML."""
         try:
-            value = msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError):
+            value = msgspec.json.decode(utf8(body))
+        except UNREADABLE:
             text = body[:65536].decode("utf-8", "replace")
             return cls(_plain(text))
         return cls.of(value)

@@ -28,7 +28,7 @@ from timeline.errors import (
     ProviderTimeout,
 )
 from timeline.providers.address import header_value, is_loopback, key_mark, secrets_in, split_url
-from timeline.providers.base import Collector, Item, LLMProvider, LLMRequest, LLMResponse
+from timeline.providers.base import UNREADABLE, Collector, Item, LLMProvider, LLMRequest, LLMResponse, utf8
 from timeline.providers.failures import Complaint, Head, Speaker
 from timeline.providers.framing import Framer, LineTooLong, SSEFramer
 from timeline.providers.waiting import Timeouts, Watch
@@ -434,8 +434,8 @@ class HTTPProvider(LLMProvider):
         method = "GET" if body is None else "POST"
         head, payload = await self._exchange(method, path, content, content_type=content_type)
         try:
-            return msgspec.json.decode(payload)
-        except msgspec.DecodeError:
+            return msgspec.json.decode(utf8(payload))
+        except UNREADABLE:
             raise head.bad(payload, what="no JSON") from None
 
     async def get_lines(self, path: str) -> AsyncGenerator[bytes, None]:

@@ -19,6 +19,7 @@ from timeline.errors import ModelNotFound, ProviderError
 from timeline.events import Usage
 from timeline.providers.address import is_loopback
 from timeline.providers.base import (
+    UNREADABLE,
     Capabilities,
     Delta,
     Finish,
@@ -29,6 +30,7 @@ from timeline.providers.base import (
     Message,
     ModelInfo,
     UsageReport,
+    utf8,
 )
 from timeline.providers.counters import count
 from timeline.providers.failures import Complaint
@@ -97,10 +99,12 @@ class ChatLineParser:
             return ()
         try:
             line = _decode(payload)
-        except msgspec.DecodeError:
+        except UnicodeDecodeError:
+            return self.items(utf8(payload))
+        except UNREADABLE:
             raise self._head.bad(payload, what="what is no line of its format") from None
         if line.error is not None:
-            raise self._head.error(Complaint.of(msgspec.json.decode(payload)))
+            raise self._head.error(Complaint.of(msgspec.json.decode(utf8(payload))))
         message = line.message
         if message is None:
             # `/api/generate` answers beside a message.
@@ -140,7 +144,7 @@ class ChatLineParser:
         self.done = True
         if line.remote_host:
             self._remote.add(self._head.model)
-        totals = msgspec.json.decode(payload)
+        totals = msgspec.json.decode(utf8(payload))
         raw = {key: value for key, value in totals.items() if key not in _NOT_USAGE}
         if "prompt_eval_count" in raw or "eval_count" in raw:
             # A zero is left out, so a missing one of the two is zero.

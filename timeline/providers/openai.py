@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from timeline.events import Usage
 from timeline.providers.base import (
+    UNREADABLE,
     Capabilities,
     Delta,
     Finish,
@@ -27,6 +28,7 @@ from timeline.providers.base import (
     ModelInfo,
     TextPart,
     UsageReport,
+    utf8,
 )
 from timeline.providers.counters import count
 from timeline.providers.failures import Complaint
@@ -155,7 +157,9 @@ class ChatParser:
         """The items of one chunk, or of a whole answer; see `Parser.items`."""
         try:
             chunk = _decode(payload)
-        except msgspec.DecodeError:
+        except UnicodeDecodeError:
+            return self.items(utf8(payload))
+        except UNREADABLE:
             stripped = payload.strip()
             if stripped == b"[DONE]":
                 return self._finish()
