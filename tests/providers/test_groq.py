@@ -47,9 +47,36 @@ def test_a_schema_is_put_in_words_to_models_that_only_know_json():
 
     assert {"type": "json_object"} == body["response_format"]
     assert '"required":["a"]' in body["messages"][0]["content"]
-    for model, strict in (("openai/gpt-oss-20b", True), ("moonshotai/kimi-k2-instruct", False)):
+    for model, strict in (
+        ("openai/gpt-oss-20b", True),
+        ("openai/gpt-oss-safeguard-20b", False),
+        ("moonshotai/kimi-k2-instruct", False),
+    ):
         body = GROQ.body(LLMRequest(model, (), response_schema=SCHEMA), stream=False)
         assert strict is body["response_format"]["json_schema"]["strict"]
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-oss-20b", "llama-3.3-70b-versatile"])
+async def test_an_answer_of_a_schema_is_asked_for_in_one_piece(model):
+    asked = LLMRequest(model, (), response_schema=SCHEMA)
+    whole = {"choices": [{"message": {"content": '{"a":"b"}'}, "finish_reason": "stop"}]}
+    async with Server(Reply.json(whole)) as server:
+        provider = GroqProvider(KEY, server.url)
+        response = await collect(provider.stream_request(asked))
+        await provider.aclose()
+    sent = server.requests[0].json()
+
+    assert ('{"a":"b"}', False) == (response.content, sent["stream"])
+    assert "stream_options" not in sent
+
+
+def test_a_schema_beside_tools_is_put_in_words_alone():
+    tool = {"name": "f", "description": "f", "parameters": {"type": "object"}}
+    body = GROQ.body(LLMRequest("openai/gpt-oss-20b", (), tools=[tool], response_schema=SCHEMA), stream=True)
+
+    assert "response_format" not in body
+    assert '"required":["a"]' in body["messages"][0]["content"]
+    assert body["stream"]
 
 
 async def test_the_same_usage_in_three_places_is_counted_once():

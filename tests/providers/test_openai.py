@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from support.loopback import Reply, Server
 from support.recordings import KEY, recordings
@@ -65,6 +66,17 @@ def test_a_plain_request():
         "stream": True,
         "stream_options": {"include_usage": True, "include_obfuscation": False},
     } == body
+
+
+def test_messages_and_stop_are_taken_as_callers_write_them():
+    calls = (ToolCall("c1", "a", {"x": 1}),)
+    messages = [{"role": "assistant", "content": None, "tool_calls": calls}, Message("user", "hi")]
+    asked = LLMRequest(model="m", messages=messages, stop="END")
+
+    assert ((Message("assistant", tool_calls=calls), Message("user", "hi")), ("END",)) == (asked.messages, asked.stop)
+    for wrong in ("hi", 7, [{"role": "user", "content": 7}], [{"role": "nobody"}]):
+        with pytest.raises(msgspec.ValidationError):
+            LLMRequest(model="m", messages=wrong)
 
 
 def test_every_parameter_in_its_place():
@@ -136,6 +148,17 @@ def test_reasoning_models_are_spared_a_temperature_they_refuse(model, reasoning,
 )
 def test_models_that_always_reason_are_asked_for_the_least_of_it(model, expected):
     assert expected == HERE.body(LLMRequest(model, (), reasoning="none"), stream=False)["reasoning_effort"]
+
+
+def test_services_are_spared_fields_they_refuse():
+    asked = LLMRequest("m", (), seed=7, response_schema={"type": "object", "properties": {"a": {}}})
+    mistral = OpenAIProvider(KEY, "https://api.mistral.ai/v1").body(asked, stream=True)
+    deepseek = OpenAIProvider(KEY, "https://api.deepseek.com/v1").body(asked, stream=True)
+
+    assert 7 == mistral["random_seed"]
+    assert {"seed", "stream_options"}.isdisjoint(mistral)
+    assert {"type": "json_object"} == deepseek["response_format"]
+    assert '"properties":{"a":{}}' in deepseek["messages"][0]["content"]
 
 
 def test_tools_and_their_choice():

@@ -175,8 +175,17 @@ class LLMRequest(Struct, frozen=True, omit_defaults=True):
         """Take lists and dicts as callers write them; raise `msgspec.ValidationError` on a wrong shape."""
         for name, type_ in (("messages", tuple[Message, ...]), ("tools", tuple[Tool, ...]), ("stop", tuple[str, ...])):
             value = getattr(self, name)
+            if name == "stop" and isinstance(value, str):
+                value = [value]
             if not isinstance(value, tuple) or any(isinstance(item, dict) for item in value):
+                if isinstance(value, list | tuple):
+                    # OpenAI's answers say `content: null` beside calls.
+                    value = [_without_nulls(item) if isinstance(item, dict) else item for item in value]
                 msgspec.structs.force_setattr(self, name, msgspec.convert(value, type_))
+
+
+def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 # ------------------------------------------------------------------ what comes out

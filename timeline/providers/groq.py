@@ -10,15 +10,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import msgspec
-
 from timeline.providers.base import LLMRequest
-from timeline.providers.openai import OpenAIProvider
+from timeline.providers.openai import OpenAIProvider, put_in_words
 from timeline.providers.waiting import Timeouts
 
 __all__ = ["GroqProvider"]
 
 _TAKES_SCHEMA = re.compile(r"gpt-oss|kimi-k2|llama-4|safeguard", re.IGNORECASE)
+_KEEPS_SCHEMA = re.compile(r"gpt-oss-\d", re.IGNORECASE)
 _TAKES_EFFORT = re.compile(r"gpt-oss", re.IGNORECASE)
 
 
@@ -71,11 +70,18 @@ class GroqProvider(OpenAIProvider):
             body["reasoning_format"] = "parsed"
         elif request.reasoning == "none":
             body["reasoning_effort"] = "low"
-        if request.response_schema is not None and not _TAKES_SCHEMA.search(request.model):
-            # These only promise JSON; the schema is put to them in words.
-            body["response_format"] = {"type": "json_object"}
-            schema = msgspec.json.encode(request.response_schema).decode()
-            rule = {"role": "system", "content": f"Answer with one JSON object that follows this JSON Schema: {schema}"}
-            body["messages"] = [rule, *body["messages"]]
-        elif request.response_schema is not None and not _TAKES_EFFORT.search(request.model):
-            body["response_format"]["json_schema"]["strict"] = False
+        if request.response_schema is not None:
+            _constrain(body, request, request.response_schema)
+
+
+def _constrain(body: dict[str, Any], request: LLMRequest, schema: dict[str, Any]) -> None:
+    """Structured output goes with neither tools nor a stream, and is only promised by some models."""
+    if request.tools or not _TAKES_SCHEMA.search(request.model):
+        # At most JSON is promised; the schema is put to the model in words.
+        put_in_words(body, schema)
+        body["response_format"] = None if request.tools else {"type": "json_object"}
+    elif not _KEEPS_SCHEMA.search(request.model):
+        body["response_format"]["json_schema"]["strict"] = False
+    if body["response_format"] is not None and body["stream"]:
+        # The whole answer is taken where a stream was asked for.
+        body["stream"], body["stream_options"] = False, None

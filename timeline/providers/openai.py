@@ -359,6 +359,13 @@ def is_strict(schema: Any) -> bool:
     return all(map(is_strict, schema.values()))
 
 
+def put_in_words(body: dict[str, Any], schema: dict[str, Any]) -> None:
+    """Tell a model its answer's schema as a rule, where the service can't hold it to one."""
+    text = msgspec.json.encode(schema).decode()
+    rule = {"role": "system", "content": f"Answer with one JSON object that follows this JSON Schema: {text}"}
+    body["messages"] = [rule, *body["messages"]]
+
+
 def takes_temperature(model: str, reasoning: str | None) -> bool:
     """Whether a model of OpenAI's own takes another temperature than its own: only one that doesn't reason does."""
     found = _GPT.match(model)
@@ -460,6 +467,13 @@ class OpenAIProvider(HTTPProvider):
 
     def adapt(self, body: dict[str, Any], request: LLMRequest) -> None:
         """Change the body to what this very server wants."""
+        if self.host == "api.mistral.ai":
+            # It tells usage unasked, and refuses what it doesn't know.
+            body.pop("stream_options", None)
+            body["random_seed"] = body.pop("seed", None)
+        elif self.host == "api.deepseek.com" and request.response_schema is not None:
+            body["response_format"] = {"type": "json_object"}
+            put_in_words(body, request.response_schema)
         if not self._is_openai:
             return
         if request.tools or not body["stream"] or self.host != self.default_host:
