@@ -40,17 +40,41 @@ STARTER = """\
 ## Any other server that speaks OpenAI's format:
 #  myserver: {kind: openai, base_url: "http://localhost:8000/v1", timeouts: {first_byte: 600}}
 
-## Which model does what, as provider:model. `default` answers `timeline ask`.
+## Which model does what, as provider:model, auto:cheapest and the like, or a list of them in order of preference.
 #routing_strategy:
-#  default: "ollama:llama3.1"
+#  default: ["ollama:llama3.1", "openai:gpt-4o"]
 #  query_routing: "ollama:llama3.1"
 #  tool_calling: "ollama:llama3.1"
 #  response_formatting: "ollama:phi-3"
+#  complexity: {high: "openai:gpt-4o"}
 #  fallback: "embedded:smollm2"
 
-## `full`: what was recorded survives a power cut. `normal`: faster; it survives a crash of the program.
+## `pipeline`: find out which tools a question needs, use them, answer. `direct`: one call.
+#mode: direct
+
+## What may be spent. The windows: call, turn, session, day, week, month, total; the actions: block, warn, fallback.
+#budgets:
+#  - {name: monthly, limit_usd: 20, window: month}
+#  - {name: careful, limit_usd: 0.05, window: call, action: warn}
+#  - {name: groq-day, limit_tokens: 100000, window: day, provider: groq, action: fallback}
+
+## Seconds until an answer has to begin, waits included, and how often a failed request is made again.
+#retry: {timeout: 60, max_attempts: 3}
+
+## Answer equal requests from the log, where they are asked for with a temperature of at most this.
+#cache: {enabled: true, ttl: 86400, max_temperature: 0.3}
+
+## What models may do beside answering.
+#tools:
+#  disabled: [read_file]
+#  fetch_url: true
+#  allow_dirs: [~/notes]
+#  mcp:
+#    docs: {command: [npx, -y, "@modelcontextprotocol/server-filesystem", /srv/docs]}
+
+## `full`, the default: what was recorded survives a power cut. `normal`: faster; it survives a crash of the program.
 #store:
-#  synchronous: full
+#  synchronous: normal
 
 ## What a model costs where the built-in table doesn't know it; US dollars per million tokens.
 #prices:
