@@ -94,6 +94,8 @@ def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, 
             costs[index],
         )
     output.stdout().print(table)
+    if any(row.failed > row.calls for row in rows):
+        output.notice("failed are attempts: a call that is tried again may fail more than once")
     if totals.estimated:
         output.notice(
             f"{totals.estimated} of the attempts didn't end or were not counted by their provider: their tokens are estimates"

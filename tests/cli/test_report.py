@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.answers import answer, error, limited, stream
+from support.answers import answer, error, limited, refused, stream
 from support.command import Backend, Home, Zygote
 
 TODAY = dt.datetime.now().astimezone().date()
@@ -42,6 +42,15 @@ def test_days_sum_up_all_calls(used: Home) -> None:
 
     assert (str(TODAY), 5, 2) == (day, calls, failed)
     assert (60, 6) <= (tokens_in, tokens_out) <= (70, 8)
+
+
+def test_more_failures_than_calls_are_explained(home: Home, backend: Backend) -> None:
+    home.configure({"retry": {"max_attempts": 3, "base_delay": 0.01}})
+    backend.says(refused(500), refused(500), answer("at last"))
+    home.run("ask", "Why?")
+
+    assert [(str(TODAY), 1, 2, 5, 2)] == rows(home)
+    assert "failed are attempts: a call that is tried again may fail more than once\n" == home.run("report").err
 
 
 def test_models_and_sessions_are_told_apart(used: Home) -> None:
