@@ -273,7 +273,7 @@ class _Json(Learning):
     def end(self, end: TurnEnd | None) -> None:
         from timeline.projections.blocks import fold
 
-        from .shapes import error_object, turn_object
+        from .shapes import turn_object
 
         if end is None:
             return
@@ -282,7 +282,7 @@ class _Json(Learning):
         # A private turn's text is not in its events.
         value["answer"] = end.text
         if end.error is not None:
-            value["error"] = error_object(end.error, value.get("error"))
+            value["error"] = output.error_object(end.error, value.get("error"))
         output.emit_json(value)
 
 

@@ -340,7 +340,7 @@ class _SideBySide(_View):
 
 
 def _object(answer: _Answer) -> dict[str, Any]:
-    from .shapes import error_object, turn_object
+    from .shapes import turn_object
 
     turn = answer.turn()
     value: dict[str, Any] = {"asked_for": answer.model, "answer": answer.text}
@@ -348,7 +348,7 @@ def _object(answer: _Answer) -> dict[str, Any]:
         # A private turn's text is not in its events.
         value = {**value, **turn_object(answer.session_id, turn, {}), "answer": answer.text}
     if answer.error is not None:
-        value["error"] = error_object(answer.error, value.get("error"))
+        value["error"] = output.error_object(answer.error, value.get("error"))
     return value
 
 

@@ -90,7 +90,7 @@ def show(*, as_json: AsJson = False) -> None:
     """Print the settings in force as YAML, and where each comes from; secrets are masked."""
     from timeline import config
 
-    loaded = config.load()
+    loaded, wrong = config.load_sound()
     settings = loaded.effective()
     names = dict.fromkeys([*loaded.providers, *loaded.routed])
     problems = {name: problem for name in names if (problem := loaded.problem(name))}
@@ -108,12 +108,18 @@ def show(*, as_json: AsJson = False) -> None:
                     for name, problem in problems.items()
                 ],
                 "route_problems": [{"kind": problem.kind, "message": str(problem)} for problem in astray],
+                **({"error": output.error_object(wrong[0])} if wrong else {}),
             }
         )
     else:
         sys.stdout.writelines(f"{line}\n" for line in _annotated(settings))
     for problem in (*problems.values(), *astray):
         output.notice(f"Warning: {problem}")
+    if wrong:
+        # Shown is what the other files say; in force is nothing.
+        for error in () if as_json else wrong:
+            output.fail(error)
+        raise typer.Exit(wrong[0].exit_code)
 
 
 @app.command()
@@ -146,7 +152,8 @@ def paths(*, as_json: AsJson = False) -> None:
     """Print where everything lies."""
     from timeline import config
 
-    found = config.load().paths
+    loaded, wrong = config.load_sound()
+    found = loaded.paths
     places: dict[str, Path | None] = {name: getattr(found, name) for name in found.__struct_fields__}
     if as_json:
         output.emit_json(
@@ -157,10 +164,12 @@ def paths(*, as_json: AsJson = False) -> None:
                 }
             }
         )
-        return
-    for name, place in places.items():
-        missing = "" if place and os.access(place, os.F_OK) else "  (not there)"
-        sys.stdout.write(f"{name:<12}  {place}{missing}\n" if place else f"{name:<12}  none\n")
+    else:
+        for name, place in places.items():
+            missing = "" if place and os.access(place, os.F_OK) else "  (not there)"
+            sys.stdout.write(f"{name:<12}  {place}{missing}\n" if place else f"{name:<12}  none\n")
+    for error in wrong:
+        output.notice(f"Warning: {error}")
 
 
 def _write(path: Path, *, replace: bool) -> None:

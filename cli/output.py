@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "columns",
     "emit_json",
+    "error_object",
     "fail",
     "harmless",
     "json_errors",
@@ -92,7 +93,7 @@ def json_errors(wanted: bool) -> None:  # noqa: FBT001  the value of a --json fl
 def fail(exc: TimelineError) -> int:
     """Say what went wrong; the exit code it means."""
     if _as_json:
-        emit_json({"error": {"kind": exc.kind, "message": str(exc), "exit_code": exc.exit_code}})
+        emit_json({"error": error_object(exc)})
     else:
         from rich.text import Text
 
@@ -100,6 +101,11 @@ def fail(exc: TimelineError) -> int:
         with contextlib.suppress(OSError):
             stderr().print(Text.assemble(("Error: ", "bold red"), harmless(str(exc), stderr())), soft_wrap=True)
     return exc.exit_code
+
+
+def error_object(exc: TimelineError, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """An error as JSON has it, with what was recorded of it: what the provider said."""
+    return {**(recorded or {}), "kind": exc.kind, "message": str(exc), "exit_code": exc.exit_code}
 
 
 def emit_json(value: Mapping[str, Any], *, indent: int = 2) -> None:

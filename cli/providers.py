@@ -75,7 +75,7 @@ def check(
         output.emit_json(
             {
                 "providers": [_checked_object(each) for each in found],
-                "route_problems": [_error_object(problem) for problem in astray],
+                "route_problems": [output.error_object(problem) for problem in astray],
             }
         )
     else:
@@ -277,9 +277,5 @@ def _checked_object(found: _Checked) -> dict[str, Any]:
         },
     }
     if found.error is not None:
-        value["error"] = _error_object(found.error)
+        value["error"] = output.error_object(found.error)
     return value
-
-
-def _error_object(error: TimelineError) -> dict[str, Any]:
-    return {"kind": error.kind, "message": str(error), "exit_code": error.exit_code}

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from timeline.config import BudgetConfig
-from timeline.errors import TimelineError
 from timeline.events import CallRerouted, Cost, Event, Usage
 from timeline.projections.blocks import Attempt, Session, SessionRow, Step, ToolUse, Turn
 from timeline.projections.budgets import BudgetState
 from timeline.projections.search import Found
 from timeline.projections.usage import ReportRow
+
+from . import output
 
 if TYPE_CHECKING:
     from timeline.cognition.batch import BatchResult
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "batch_object",
     "budgets_object",
-    "error_object",
     "event_object",
     "report_object",
     "search_object",
@@ -164,16 +164,11 @@ def batch_object(result: BatchResult, id_: str | int | None, line: int) -> dict[
     value = {"id": id_, "line": line, **{name: turn[name] for name in ("answer", *_OF_TURN)}}
     value["session_id"] = result.session_id
     if result.error is not None:
-        value["error"] = error_object(result.error, turn.get("error"))
+        value["error"] = output.error_object(result.error, turn.get("error"))
     return value
 
 
 _OF_TURN = ("provider", "model", "finish_reason", "usage", "cost", "duration_seconds", "session_id", "turn_id")
-
-
-def error_object(error: TimelineError, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Why there is no answer, with what the provider said."""
-    return {**(recorded or {}), "kind": error.kind, "message": str(error), "exit_code": error.exit_code}
 
 
 def session_object(session: Session, bodies: Mapping[str, str | bytes]) -> dict[str, Any]:

@@ -206,18 +206,44 @@ def test_show_runs_no_key_command(home: Path, timeline: Run, tmp_path: Path) -> 
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("command", [["config", "show"], ["paths"]])
+BROKEN = "llm_providers: {openai: {enabled: yes please}}"
+WRONG = 'llm_providers.openai.enabled: expected true or false, got "yes please"'
+
+
+def test_show_and_paths_look_past_a_broken_file_and_name_it(home: Path, timeline: Run, tmp_path: Path) -> None:
+    home.mkdir()
+    (home / "config.yaml").write_text("store: {path: log.db}")
+    (tmp_path / ".timeline.yaml").write_text(BROKEN)
+    show, paths = timeline("config", "show"), timeline("paths")
+
+    assert (2, f"Error: {tmp_path}/.timeline.yaml: {WRONG}\n") == (show.returncode, show.stderr)
+    assert "log.db" == yaml.safe_load(show.stdout)["store"]["path"]
+    assert (0, f"Warning: {tmp_path}/.timeline.yaml: {WRONG}\n") == (paths.returncode, paths.stderr)
+    assert f"project_file  {tmp_path}/.timeline.yaml" in paths.stdout.splitlines()
+    assert f"store         {home}/log.db  (not there)" in paths.stdout.splitlines()
+
+
+def test_show_and_paths_name_all_files_that_are_broken(home: Path, timeline: Run, tmp_path: Path) -> None:
+    home.mkdir()
+    (home / "config.yaml").write_text(BROKEN)
+    (tmp_path / ".timeline.yaml").write_text("offline: [")
+    show, as_json, paths = timeline("config", "show"), timeline("config", "show", "--json"), timeline("paths", "--json")
+
+    assert [f"{home}/config.yaml", f"{tmp_path}/.timeline.yaml"] == re.findall(r"Error: (.*?): ", show.stderr)
+    assert 2 == as_json.returncode
+    assert {"kind": "config", "message": f"{home}/config.yaml: {WRONG}", "exit_code": 2} == json.loads(as_json.stdout)[
+        "error"
+    ]
+    assert f"{home}/timeline.db" == shown(paths)["paths"]["store"]["path"]
+
+
+@pytest.mark.parametrize("command", [["providers", "list"], ["ask", "hi"]])
 def test_broken_file_is_one_sentence_and_exit_code_2(home: Path, timeline: Run, command: list[str]) -> None:
     home.mkdir()
-    (home / "config.yaml").write_text("llm_providers: {openai: {enabled: yes please}}")
+    (home / "config.yaml").write_text(BROKEN)
     done = timeline(*command)
 
-    assert 2 == done.returncode
-    assert "" == done.stdout
-    assert (
-        f'Error: {home}/config.yaml: llm_providers.openai.enabled: expected true or false, got "yes please"\n'
-        == done.stderr
-    )
+    assert (2, "", f"Error: {home}/config.yaml: {WRONG}\n") == (done.returncode, done.stdout, done.stderr)
 
 
 def test_paths_says_what_is_there(home: Path, timeline: Run) -> None:

@@ -7,7 +7,7 @@ Precedence, highest first: command line, environment, the project's `.timeline.y
 from __future__ import annotations
 
 from timeline.config.keys import FoundKey
-from timeline.config.loading import load
+from timeline.config.loading import load, load_sound
 from timeline.config.paths import PROJECT_FILE, Paths, find_paths
 from timeline.config.resolved import Auto, Choice, Config, ModelRef, Setting
 from timeline.config.settings import (
@@ -64,6 +64,7 @@ __all__ = [
     "allowed_dirs",
     "find_paths",
     "load",
+    "load_sound",
     "max_cost",
     "mcp_server",
 ]

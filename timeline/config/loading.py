@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +27,7 @@ from timeline.config.settings import (
 )
 from timeline.errors import ConfigError
 
-__all__ = ["load"]
+__all__ = ["load", "load_sound"]
 
 ENVIRONMENT = "TIMELINE_MODEL"
 COMMAND_LINE = "command line"
@@ -39,6 +39,7 @@ def load(
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    without: Collection[Path | None] = (),
 ) -> Config:
     """Read the files and the environment; uses no network and runs no command.
 
@@ -47,13 +48,14 @@ def load(
         environ: Where `${VAR}` and keys are looked up, also later; by default the process's own.
         cwd: By default the working directory.
         overrides: Settings of the command line, in the shape of a file's; they win.
+        without: Files to leave unread.
 
     Raises:
         ConfigError: A file, key path or value is wrong.
     """
     environ = os.environ if environ is None else environ
     paths = paths or find_paths(environ, cwd)
-    user, project = _layer(paths.config_file), _layer(paths.project_file)
+    user, project = ({} if file in without else _layer(file) for file in (paths.config_file, paths.project_file))
     _refuse_in_project(project, paths)
     _add_disabled(user, project)
     model = environ.get(ENVIRONMENT, "").strip()
@@ -80,6 +82,23 @@ def load(
     if settings.store.path:
         config.paths = msgspec.structs.replace(paths, store=_store_path(config, settings.store.path, environ))
     return config
+
+
+def load_sound() -> tuple[Config, list[ConfigError]]:
+    """The settings as if the files that are wrong weren't there, and what is wrong with them; for who looks for just that.
+
+    Raises:
+        ConfigError: Something else than a file is wrong.
+    """
+    paths = find_paths()
+    user, project = paths.config_file, paths.project_file
+    problems: dict[str, ConfigError] = {}
+    for without in ((), (project,), (user,)):
+        try:
+            return load(paths, without=without), list(problems.values())
+        except ConfigError as exc:
+            problems.setdefault(str(exc), exc)
+    return load(paths, without=(user, project)), list(problems.values())
 
 
 def _layer(path: Path | None) -> dict[str, Any]:
