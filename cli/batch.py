@@ -301,7 +301,7 @@ class _Progress:
             bar = Progress(
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 TimeRemainingColumn(),
                 console=output.stderr(),
                 transient=True,

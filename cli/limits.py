@@ -47,7 +47,7 @@ def limits(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JS
     if not rows:
         output.notice("no provider has told its limits yet, nobody waits, and no model is left alone")
     for line in output.columns(rows):
-        console.print(output.harmless(line, console), soft_wrap=True, markup=False, highlight=False)
+        console.print(output.harmless(line, console), soft_wrap=True)
 
 
 async def _known(now: int) -> tuple[list[KnownLimit], list[Waiting], list[OpenCircuit]]:

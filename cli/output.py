@@ -48,7 +48,7 @@ def stdout() -> Console:
     """The console for what was asked for."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def stderr() -> Console:
     """The console for everything else."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def notice(text: str) -> None:

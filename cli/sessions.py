@@ -55,18 +55,19 @@ def list_(
         return
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("session", no_wrap=True)
-    table.add_column("last used", no_wrap=True)
-    table.add_column("turns", justify="right")
-    table.add_column("title", overflow="ellipsis", no_wrap=True)
     # Ids made within the same seconds share their head: show as much as tells them apart.
     shown = _distinct([row.id for row in found])
+    # Only titles give way where it is narrow: half an id names nothing.
+    table.add_column("session", no_wrap=True, min_width=shown)
+    table.add_column("last used", no_wrap=True, min_width=len(output.when(0)))
+    table.add_column("turns", justify="right", no_wrap=True, min_width=len("turns"))
+    table.add_column("title")
     for row in found:
-        table.add_row(
-            row.id[:shown], output.when(row.last_at), str(row.turns), output.harmless(row.title or "–", output.stdout())
-        )
+        title = Text(output.harmless(row.title or "–", output.stdout()), no_wrap=True, overflow="ellipsis")
+        table.add_row(row.id[:shown], output.when(row.last_at), str(row.turns), title)
     output.stdout().print(table)
 
 

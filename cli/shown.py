@@ -251,7 +251,7 @@ class AnswerText:
         if delta.kind == "reasoning":
             if not self._quiet:
                 text = output.harmless(delta.text, output.stderr())
-                output.stderr().print(text, style="dim", end="", markup=False, soft_wrap=True)
+                output.stderr().print(text, style="dim", end="", soft_wrap=True)
                 self._reasoning = True
             return
         self._end_reasoning()

@@ -248,6 +248,22 @@ def test_a_long_prompt_makes_a_short_title(home: Home, backend: Backend) -> None
     assert len(title) <= 60
 
 
+def test_a_title_that_looks_like_markup_is_listed_as_it_is(home: Home, backend: Backend) -> None:
+    title = "[/b] [red]hi[/red] :smile:"
+    ask(home, backend, "One", title)
+
+    assert title in home.run("sessions", "list").out
+    assert title in home.run("report", "--by", "session").out
+
+
+@pytest.mark.parametrize("columns", ["20", "60"])
+def test_ids_keep_their_width_beside_a_long_title(home: Home, backend: Backend, columns: str) -> None:
+    ask(home, backend, "One", "a" * 200)
+
+    listed = home.run("sessions", "list", env={"COLUMNS": columns}).out
+    assert home.run("sessions", "list", "--json").json()["sessions"][0]["id"][:13] in listed
+
+
 # ------------------------------------------------------------------ forget
 
 
