@@ -145,6 +145,12 @@ def test_errors_have_their_place_in_the_tree(status, body, kind, retryable):
         ),
         ({"error": json.dumps(said("model 'x' not found"))}, "model_not_found", "(it said: model 'x' not found)"),
         (
+            b'event: error\ndata: {"error":{"message":"prompt is too long"}}\n\n',
+            "context_too_long",
+            "(it said: prompt is too long)",
+        ),
+        (b":HTTP_STATUS/400\nid:1\ndata:[broken\n", "invalid_request", "data:[broken)"),
+        (
             {"errors": [{"message": "no route", "code": 7003}], "success": False},
             "invalid_request",
             "(it said: no route)",

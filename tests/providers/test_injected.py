@@ -347,6 +347,8 @@ async def test_bytes_that_are_no_utf8_are_marked_and_the_answer_goes_on(dialect)
     pieces = [piece.replace(b"Hel", b"H\xff\xedl") for piece in first_pieces(dialect)]
     extra = b'"an\xffy": "\xff", "done": true' if dialect == "ollama" else b""
     last = [piece.replace(b'"done":true', extra) for piece in last_pieces(dialect)]
+    if dialect in ("openai", "groq"):
+        pieces.insert(0, b'data: {"choices":[],"unknown":"\xff"}\n\n')
     async with serving(Reply([*pieces, *last]), dialect=dialect) as server:
         provider = provider_for(dialect, server.url)
         response = await collect(provider.stream_request(request()))
@@ -382,8 +384,11 @@ async def test_a_line_of_more_than_16_mib():
     assert "more than 16 MiB" in str(error)
 
 
-async def test_a_page_where_a_stream_should_be(dialect):
-    reply = Reply([b"<!DOCTYPE html>\n<html><title>Welcome</title></html>\n"], headers={"content-type": "text/html"})
+@pytest.mark.parametrize(
+    "page", [b"<!DOCTYPE html>\n<html><title>Welcome</title></html>\n", b"<html>", b"null", b"busy"]
+)
+async def test_a_page_where_a_stream_should_be(dialect, page):
+    reply = Reply([page], headers={"content-type": "text/html"})
     async with serving(reply, dialect=dialect) as server:
         _, error = await outcome(provider_for(dialect, server.url))
 
@@ -402,6 +407,14 @@ async def test_line_ends_comments_and_ids_of_other_servers(ending):
             await provider.aclose()
 
         assert "Hello" == answer.content
+
+
+async def test_a_status_is_told_even_where_its_body_cannot_be_read(dialect):
+    reply = Reply([b"no gzip"], 401, headers={"content-encoding": "gzip"})
+    async with serving(reply, dialect=dialect) as server:
+        _, error = await outcome(provider_for(dialect, server.url))
+
+    assert ("authentication", 401) == (error.kind, error.status)
 
 
 async def test_a_connection_that_breaks_after_the_terminator_does_no_harm(dialect):

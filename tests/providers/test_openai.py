@@ -553,6 +553,27 @@ async def test_a_choice_that_ends_in_an_error_is_one(choice, kind, status):
         assert (kind, status, True) == (error.kind, error.status, error.retryable)
 
 
+@pytest.mark.parametrize(
+    ("payload", "kind", "said"),
+    [
+        ({"object": "error", "message": "boom", "type": "InternalServerError", "code": 500}, "server", "boom"),
+        ({"object": "error", "message": "no such", "code": 404}, "model_not_found", "no such"),
+        ({"message": "Unauthorized", "code": 401}, "authentication", "Unauthorized"),
+        ({"detail": "Too many", "status": 429}, "rate_limited", "Too many"),
+    ],
+)
+async def test_an_error_that_is_not_called_one_is_no_empty_answer(payload, kind, said):
+    with pytest.raises(ProviderError, match=said) as streamed:
+        await answer(payload, "[DONE]")
+    async with Server(Reply.json(payload)) as server:
+        provider = OpenAIProvider(KEY, server.url)
+        with pytest.raises(ProviderError, match=said) as whole:
+            await provider.make_request(LLMRequest("m", ()))
+        await provider.aclose()
+
+    assert kind == streamed.value.kind == whole.value.kind
+
+
 async def test_events_without_data_keep_a_connection_alive():
     response = await answer("", chunk({"content": "x"}), " ", chunk({}, "stop"), "[DONE]")
 

@@ -55,10 +55,12 @@ class Complaint(Struct, frozen=True):
 
     @classmethod
     def read(cls, body: bytes) -> Complaint:
-        """From the body of an error response: JSON of any shape, text or HTML."""
+        """From the body of an error response: JSON of any shape, an event of a stream with it, text or HTML."""
         try:
             value = msgspec.json.decode(utf8(body))
         except UNREADABLE:
+            if found := _EVENT.search(body, 0, 65536):
+                return cls.read(found[1])
             text = body[:65536].decode("utf-8", "replace")
             return cls(_plain(text))
         return cls.of(value)
@@ -92,6 +94,9 @@ class Complaint(Struct, frozen=True):
             next((n for raw in numbers if (n := _status(raw))), None),
             outer_id if isinstance(outer_id, str) else None,
         )
+
+
+_EVENT = re.compile(rb"^data:[ \t]*(\{.*\})\s*$", re.MULTILINE)
 
 
 def _status(raw: Any) -> int | None:

@@ -207,6 +207,8 @@ def last_items(head: Head, framer: Framer, parser: Parser) -> Iterator[Item]:
         try:
             yield from parser.items(payload)
         except BadResponse:
+            if payload.lstrip()[:1] not in b"{[":
+                raise
             raise head.broken() from None
     if framer.stray is not None and not framer.seen:
         raise head.bad(framer.stray, what="no stream of answers")
@@ -564,6 +566,6 @@ class HTTPProvider(LLMProvider):
             async with asyncio.timeout(self.timeouts.between_chunks):
                 with _Mapped(self):
                     body = await response.aread()
-        except (TimeoutError, NetworkError, BrokenStream):
+        except (TimeoutError, NetworkError, BrokenStream, BadResponse):
             body = b""  # The status tells enough.
         return head.error(Complaint.read(body))

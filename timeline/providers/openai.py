@@ -196,6 +196,8 @@ class ChatParser:
                     chunk.usage = chunk.usage or choice.usage
                     if choice.finish_reason in _FAILED and not chunk.error:
                         chunk.error = choice.error or {"code": choice.finish_reason}
+        elif chunk.usage is None and chunk.error is None:
+            self._read_strange(payload)
         if chunk.usage or chunk.error is not None or chunk.x_groq is not None:
             self._read_rest(chunk, items)
         if self._model is None:
@@ -255,6 +257,12 @@ class ChatParser:
             items.append(UsageReport(read_usage(usage, chunk.model or self._model), usage))
         if error:
             raise self._head.error(Complaint.of({"error": error}))
+
+    def _read_strange(self, payload: bytes) -> None:
+        """What has no choices: often an error that doesn't stand under that name, as vLLM's."""
+        value = msgspec.json.decode(utf8(payload))
+        if "choices" not in value and (value.get("object") == "error" or {"message", "detail"} & value.keys()):
+            raise self._head.error(Complaint.of(value))
 
     def _finish(self) -> Iterable[Item]:
         if self.done:
