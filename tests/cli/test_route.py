@@ -35,6 +35,15 @@ def why(home: Home) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------ explaining
 
 
+def test_a_model_that_may_not_be_asked_offline_is_refused_before_anything_is_fetched(home: Home) -> None:
+    home.configure({"routing_strategy": {}})
+    result = home.run("ask", "hi", "--offline", "-m", "openai:gpt-4o", env={"OPENAI_API_KEY": "sk-0123456789"})
+
+    assert 2 == result.code
+    assert result.err.startswith("Error: openai:gpt-4o is not on this machine, and only such may be asked (offline)")
+    assert not (home.path / "models").exists()
+
+
 def test_route_says_whom_and_why_and_asks_and_records_nothing(home: Home, backend: Backend) -> None:
     configure(home, fallback="embedded:smollm2")
     done = home.run("route", "Why is the sky blue?")

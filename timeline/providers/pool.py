@@ -85,7 +85,7 @@ class Providers:
         if model is None and task == "response_formatting" and config.settings.routing_strategy.complexity:
             return None
         chain = config.route_for(task)[0] if model is None else (config.parse_choice(model),)
-        for choice in (*chain, *config.candidates("fallback")):
+        for choice in (*chain, *config.stand_ins(named=model is not None)):
             if not isinstance(choice, ModelRef):
                 return None
             # Looked for last: mostly nothing depends on it.
