@@ -44,6 +44,18 @@ def test_a_model_that_may_not_be_asked_offline_is_refused_before_anything_is_fet
     assert not (home.path / "models").exists()
 
 
+def test_the_embedded_model_is_not_fetched_offline(home: Home) -> None:
+    home.configure({"routing_strategy": {}})
+    result = home.run("ask", "hi", "--offline", "-m", "embedded:smollm2")
+
+    assert (1, "") == (result.code, result.out)
+    assert (
+        "Error: the embedded model smollm2 isn't on this machine, and nothing is fetched offline:"
+        " run 'timeline models pull smollm2' first"
+    ) in result.err.splitlines()
+    assert not (home.path / "models").exists()
+
+
 def test_route_says_whom_and_why_and_asks_and_records_nothing(home: Home, backend: Backend) -> None:
     configure(home, fallback="embedded:smollm2")
     done = home.run("route", "Why is the sky blue?")

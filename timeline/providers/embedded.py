@@ -73,6 +73,7 @@ class EmbeddedProvider(LLMProvider):
             `LARGEST_DEFAULT_CONTEXT`.
         progress: Told about what takes long, see `timeline.providers.models.Progress`.
         known: The built-in models.
+        fetches: Whether one that isn't on this machine may be fetched.
 
     Raises:
         ConfigError: A name without a path is no built-in model.
@@ -89,9 +90,10 @@ class EmbeddedProvider(LLMProvider):
         context: int | None = None,
         progress: Progress | None = None,
         known: Mapping[str, KnownModel] = KNOWN_MODELS,
+        fetches: bool = True,
     ) -> None:
         self.name = name
-        self._store = ModelStore(models_dir, models, known=known)
+        self._store = ModelStore(models_dir, models, known=known, fetches=fetches)
         self._context = context
         self._progress = progress
         self._engines: dict[str, _Engine] = {}

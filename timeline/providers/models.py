@@ -133,6 +133,7 @@ class ModelStore:
         folder: The models folder; made, with mode 0700, when something is fetched.
         models: Names and paths of GGUF files; None as path means the built-in model of that name.
         known: The built-in models.
+        fetches: Whether one that isn't on this machine may be fetched.
 
     Raises:
         ConfigError: A name without a path is no built-in model.
@@ -144,8 +145,10 @@ class ModelStore:
         models: Mapping[str, str | None] | None = None,
         *,
         known: Mapping[str, KnownModel] = KNOWN_MODELS,
+        fetches: bool = True,
     ) -> None:
         self._folder = folder
+        self._fetches = fetches
         self._known = known
         self._models = dict.fromkeys(known) if models is None else dict(models)
         for name, path in self._models.items():
@@ -234,6 +237,12 @@ class ModelStore:
             return self._configured(name)
         if (path := self.locate(name)) is not None:
             return path
+        if not self._fetches:
+            msg = (
+                f"the embedded model {name} isn't on this machine, and nothing is fetched offline:"
+                f" run 'timeline models pull {name}' first"
+            )
+            raise ModelUnavailable(msg)
         try:
             _make_private(self._folder)
             async with self._lock(known, progress):

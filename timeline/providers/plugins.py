@@ -183,16 +183,19 @@ def make_provider(config: Config, name: str, progress: Progress | None = None) -
         NotFound, ConfigError, MissingKey: It can't be made from the configuration.
         PluginError: Its plugin can't be imported, or breaks the contract.
     """
-    return make(config.provider(name), config.paths.models_dir, progress)
+    return make(config.provider(name), config.paths.models_dir, progress, fetches=not config.settings.offline)
 
 
-def make(resolved: ResolvedProvider, models_dir: Path, progress: Progress | None = None) -> LLMProvider:
+def make(
+    resolved: ResolvedProvider, models_dir: Path, progress: Progress | None = None, *, fetches: bool = True
+) -> LLMProvider:
     """The provider that settings describe.
 
     Args:
         resolved: What `Config.provider` gave.
         models_dir: Where embedded models lie.
         progress: As in `make_provider`.
+        fetches: Whether a model that isn't on this machine may be fetched.
 
     Raises:
         ConfigError, MissingKey: It can't be made from these settings.
@@ -207,6 +210,7 @@ def make(resolved: ResolvedProvider, models_dir: Path, progress: Progress | None
             models_dir=models_dir,
             context=resolved.context,
             progress=progress,
+            fetches=fetches,
         )
     if resolved.kind not in KINDS:
         return _from_plugin(resolved)
