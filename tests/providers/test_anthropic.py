@@ -91,7 +91,7 @@ def test_a_plain_request():
 
 async def test_key_and_version_on_the_wire():
     reply = Reply.json({"type": "message", "model": "m", "content": [], "stop_reason": "end_turn", "usage": {}})
-    for given in ("", "/", "/v1", "/v1/"):
+    for given in ("", "/", "/v1", "/v1/", "/v1/messages"):
         async with Server(reply) as server:
             provider = AnthropicProvider(KEY, server.url + given)
             await provider.make_request(LLMRequest("m", USER))
@@ -204,17 +204,17 @@ def test_the_generation_is_read_from_the_name(model, expected):
         ("claude-opus-4-8", "high", None, {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}),
         ("claude-opus-4-8", "none", None, {"thinking": {"type": "disabled"}}),
         ("claude-opus-4-7", None, None, {}),
-        ("claude-sonnet-4-6", None, None, {"temperature": 0.5}),
+        ("claude-sonnet-4-6", None, None, {"temperature": 1.0}),
         ("claude-fable-5", "none", None, {"output_config": {"effort": "low"}}),
         ("claude-sonnet-4-5", "low", None, {"thinking": {"type": "enabled", "budget_tokens": 2048}}),
         ("claude-sonnet-4-5", "high", 4096, {"thinking": {"type": "enabled", "budget_tokens": 2048}}),
         ("claude-sonnet-4-5", "high", 100, {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
-        ("claude-sonnet-4-5", "none", None, {"temperature": 0.5}),
-        ("claude-3-haiku-20240307", "high", None, {"temperature": 0.5}),
+        ("claude-sonnet-4-5", "none", None, {"temperature": 1.0}),
+        ("claude-3-haiku-20240307", "high", None, {"temperature": 1.0}),
     ],
 )
 def test_thoughts_are_asked_for_as_the_generation_knows_them(model, reasoning, max_tokens, expected):
-    asked = LLMRequest(model, USER, reasoning=reasoning, max_tokens=max_tokens, temperature=0.5)
+    asked = LLMRequest(model, USER, reasoning=reasoning, max_tokens=max_tokens, temperature=1.5)
     body = ANTHROPIC.body(asked, stream=False)
 
     assert expected == {k: body[k] for k in ("thinking", "output_config", "temperature") if k in body}

@@ -16,6 +16,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required":
 def test_the_address_may_leave_out_the_path():
     assert "http://127.0.0.1:9/openai/v1" == GroqProvider(KEY, "http://127.0.0.1:9").base_url
     assert "http://127.0.0.1:9/v1" == GroqProvider(KEY, "http://127.0.0.1:9/v1").base_url
+    assert "http://127.0.0.1:9/v1" == GroqProvider(KEY, "http://127.0.0.1:9/v1/chat/completions").base_url
 
 
 def test_the_answers_length_goes_by_the_new_name():
@@ -33,7 +34,8 @@ def test_the_answers_length_goes_by_the_new_name():
         ("openai/gpt-oss-20b", "none", {"reasoning_effort": "low"}),
         ("qwen/qwen3-32b", "high", {"reasoning_effort": "default", "reasoning_format": "parsed"}),
         ("qwen/qwen3-32b", "none", {"reasoning_effort": "none", "reasoning_format": "parsed"}),
-        ("qwen/qwen3-32b", None, {}),
+        ("qwen/qwen3-32b", None, {"reasoning_format": "parsed"}),
+        ("llama-3.3-70b-versatile", None, {}),
     ],
 )
 def test_reasoning_is_asked_for_as_the_model_knows_it(model, reasoning, expected):

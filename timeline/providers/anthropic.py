@@ -403,6 +403,7 @@ class AnthropicProvider(HTTPProvider):
 
     def prefix(self, path: str) -> str:
         """Its own clients are given the address without `/v1`, others' with it."""
+        path = path.removesuffix("/messages")
         return path if path.endswith("/v1") else f"{path}/v1"
 
     def auth_headers(self) -> dict[str, str]:
@@ -430,7 +431,8 @@ class AnthropicProvider(HTTPProvider):
         if system:
             body["system"] = system
         if request.temperature is not None and (generation(request.model) or (0, 0)) < _FIRST_WITHOUT_TEMPERATURE:
-            body["temperature"] = request.temperature
+            # Others go up to 2.
+            body["temperature"] = min(request.temperature, 1.0)
         if request.stop:
             body["stop_sequences"] = request.stop
         if request.tools:

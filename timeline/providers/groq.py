@@ -18,6 +18,7 @@ __all__ = ["GroqProvider"]
 
 _TAKES_SCHEMA = re.compile(r"gpt-oss|kimi-k2|llama-4|safeguard", re.IGNORECASE)
 _KEEPS_SCHEMA = re.compile(r"gpt-oss-\d", re.IGNORECASE)
+_SPEAKS_ITS_THOUGHTS = re.compile(r"qwen-?3|qwq|deepseek-r1", re.IGNORECASE)
 _TAKES_EFFORT = re.compile(r"gpt-oss", re.IGNORECASE)
 
 
@@ -55,7 +56,7 @@ class GroqProvider(OpenAIProvider):
 
     def prefix(self, path: str) -> str:
         """Groq's own clients are given the host alone."""
-        return path or "/openai/v1"
+        return super().prefix(path) or "/openai/v1"
 
     @property
     def max_tokens_field(self) -> str:
@@ -64,8 +65,11 @@ class GroqProvider(OpenAIProvider):
 
     def adapt(self, body: dict[str, Any], request: LLMRequest) -> None:
         """Reasoning and structured output differ from model to model."""
+        if _SPEAKS_ITS_THOUGHTS.search(request.model):
+            # Unless told otherwise these put their thoughts into the answer.
+            body["reasoning_format"] = "parsed"
         if request.reasoning is not None and not _TAKES_EFFORT.search(request.model):
-            # Qwen and others only know on and off, and put their thoughts into the answer unless told otherwise.
+            # Qwen and others only know on and off.
             body["reasoning_effort"] = "none" if request.reasoning == "none" else "default"
             body["reasoning_format"] = "parsed"
         elif request.reasoning == "none":

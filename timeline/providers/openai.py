@@ -304,6 +304,7 @@ _ALWAYS_REASONS = re.compile(r"o\d")
 _FIRST_REASONING = (5, 0)
 _FIRST_REASONING_UNASKED = (5, 5)
 """Models after 5.0 can be told not to reason, and up to here they don't unless told to."""
+_ENDPOINT = "/chat/completions"
 _OWN_HOSTS = ("openai.com", ".openai.azure.com", ".cognitiveservices.azure.com")
 
 
@@ -418,13 +419,17 @@ class OpenAIProvider(HTTPProvider):
     ) -> None:
         super().__init__(api_key, base_url, name=name, local=local, timeouts=timeouts, headers=headers, ca_file=ca_file)
 
+    def prefix(self, path: str) -> str:
+        """Addresses are also written with the endpoint's own path."""
+        return path.removesuffix(_ENDPOINT)
+
     def auth_headers(self) -> dict[str, str]:
         """The bearer token."""
         return {} if self._api_key is None else {"authorization": f"Bearer {self._api_key}"}
 
     def path(self, request: LLMRequest, *, stream: bool) -> str:  # noqa: ARG002 - one path for all
         """The one endpoint."""
-        return "/chat/completions"
+        return _ENDPOINT
 
     def parser(self, head: Head, request: LLMRequest) -> Parser:  # noqa: ARG002 - one format for all
         """For chunks and whole answers alike."""
