@@ -32,6 +32,7 @@ from timeline.providers.base import (
 )
 from timeline.providers.counters import count
 from timeline.providers.failures import Complaint
+from timeline.providers.fragments import Fragments
 from timeline.providers.http import Head, HTTPProvider, Parser, Timeouts
 
 __all__ = ["ChatParser", "OpenAIProvider"]
@@ -87,14 +88,6 @@ class _Chunk(Struct, gc=False):
     x_groq: _Groq | None = None
 
 
-class _Open(Struct, gc=False):
-    """A call that fragments may still continue: the number it goes by, and what has been told of it."""
-
-    number: int | None
-    id: str | None
-    name: str | None
-
-
 _decode = msgspec.json.Decoder(_Chunk).decode
 
 _FINISH: dict[str, FinishReason] = {
@@ -146,7 +139,7 @@ class ChatParser:
     def __init__(self, head: Head) -> None:
         self.done = False
         self._head = head
-        self._calls: list[_Open] = []
+        self._calls = Fragments()
         self._message = False
         self._model: str | None = None
         self._raw_reason: str | None = None
@@ -213,37 +206,14 @@ class ChatParser:
         return self._finish()
 
     def _call(self, call: _ToolCall) -> Delta | None:
-        """A fragment of a tool call; id and name are passed on once."""
+        """A fragment of a tool call."""
         function = call.function or call.custom or _Function()
-        call_id = call.id if isinstance(call.id, str) and call.id else None
-        name = function.name if isinstance(function.name, str) and function.name else None
+        call_id = call.id if isinstance(call.id, str) else None
+        name = function.name if isinstance(function.name, str) else None
         arguments = function.arguments if function.arguments is not None else function.input
         if not isinstance(arguments, str):
             arguments = "" if arguments is None else msgspec.json.encode(arguments).decode()
-        place = self._place(call.index, call_id, name)
-        if place is None:
-            if not (call_id or name or arguments):
-                return None
-            self._calls.append(_Open(call.index, call_id, name))
-            return Delta(arguments, "tool_call", len(self._calls) - 1, call_id, name)
-        known = self._calls[place]
-        new_id, new_name = None if known.id else call_id, None if known.name else name
-        known.id, known.name = known.id or new_id, known.name or new_name
-        return Delta(arguments, "tool_call", place, new_id, new_name)
-
-    def _place(self, number: int | None, call_id: str | None, name: str | None) -> int | None:
-        """Which of the calls a fragment continues; None where it begins one. Numbers may begin anywhere and leave gaps."""
-        calls = self._calls
-        newest = range(len(calls) - 1, -1, -1)
-        same_id = next((place for place in newest if call_id and calls[place].id == call_id), None)
-        if number is None or number < 0:
-            # No number: a new id or a name begins a call, all else continues the last.
-            return same_id if call_id else next(iter(newest), None) if name is None else None
-        place = next((place for place in newest if calls[place].number == number), None)
-        if place is not None and call_id and name and calls[place].id not in (None, call_id):
-            # Gemini's server numbers all parallel calls 0: the id tells them apart.
-            return same_id
-        return place
+        return self._calls.delta(call.index, call_id, name, arguments)
 
     def _read_rest(self, chunk: _Chunk, items: list[Item]) -> None:
         usage, error, groq = chunk.usage, chunk.error, chunk.x_groq
