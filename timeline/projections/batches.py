@@ -8,7 +8,6 @@ from msgspec import Struct
 from sqlalchemy import (
     Column,
     Connection,
-    Float,
     Index,
     Integer,
     MetaData,
@@ -26,6 +25,7 @@ from sqlalchemy import (
 from timeline.events import BatchEnded, BatchStarted, BatchSubmitted, Event, Owner, TurnStarted
 from timeline.projections import Projection
 from timeline.projections.blocks import sessions
+from timeline.projections.owners import NOBODY, owned_by, owner_columns, owner_of
 from timeline.statements import Statement, overwriting
 
 __all__ = [
@@ -50,9 +50,7 @@ batches = Table(
     Column("session_id", Text, primary_key=True, nullable=False),
     Column("batch", Text, nullable=False),
     Column("position", Integer, nullable=False),  # of its last `batch.started`
-    Column("owner_host", Text),  # while it is being asked
-    Column("owner_pid", Integer),
-    Column("owner_started", Float),
+    *owner_columns(),  # while it is being asked
 )
 Index("batches_batch", batches.c.batch, batches.c.position)
 
@@ -82,11 +80,7 @@ submissions = Table(
 )
 
 _begin = overwriting(batches)
-_end = Statement(
-    update(batches)
-    .where(batches.c.session_id == bindparam("of_session"))
-    .values(owner_host=None, owner_pid=None, owner_started=None)
-)
+_end = Statement(update(batches).where(batches.c.session_id == bindparam("of_session")).values(**NOBODY))
 _submit = Statement(insert(submissions).prefix_with("OR IGNORE"))
 _ask = Statement(insert(batch_items).prefix_with("OR IGNORE"))
 _this_turn = (batch_items.c.turn_id == bindparam("of_turn")) & (batch_items.c.state == literal_column("'open'"))
@@ -112,9 +106,7 @@ class Batches(Projection):
                     "session_id": event.session_id,
                     "batch": began.batch,
                     "position": event.position,
-                    "owner_host": began.owner.host,
-                    "owner_pid": began.owner.pid,
-                    "owner_started": began.owner.started,
+                    **owned_by(began.owner),
                 }
                 _begin.run(conn, row)
             case _, BatchEnded():
@@ -163,8 +155,7 @@ def find_batch(conn: Connection, batch: str) -> KnownBatch | None:
     row = conn.execute(query).first()
     if row is None:
         return None
-    owner = Owner(row.owner_host, row.owner_pid, row.owner_started) if row.owner_host is not None else None
-    return KnownBatch(row.session_id, owner)
+    return KnownBatch(row.session_id, None if row.owner_host is None else owner_of(row))
 
 
 def answered_items(conn: Connection, session_id: str) -> dict[str, Place]:

@@ -8,7 +8,6 @@ from msgspec import Struct
 from sqlalchemy import (
     Column,
     Connection,
-    Float,
     Index,
     Integer,
     MetaData,
@@ -28,6 +27,7 @@ from timeline.errors import AmbiguousName, NotFound
 from timeline.events import Event, Owner
 from timeline.projections import Projection
 from timeline.projections.drawn import Attempt, Folding, Fragment, Note, Session, Step, ToolUse, Turn, fold, sources
+from timeline.projections.owners import NOBODY, owned_by, owner_columns, owner_of
 from timeline.statements import Statement
 
 __all__ = [
@@ -77,9 +77,7 @@ turns = Table(
     Column("duration_us", Integer),
     Column("answer_call", Text),
     Column("reason", Text),  # error kind, or why it was interrupted
-    Column("owner_host", Text),
-    Column("owner_pid", Integer),
-    Column("owner_started", Float),
+    *owner_columns(),
 )
 
 # A literal, not a parameter: only then does SQLite use the partial index.
@@ -123,9 +121,7 @@ _end_turn = Statement(
         duration_us=bindparam("duration_us"),
         answer_call=bindparam("answer_call"),
         reason=bindparam("reason"),
-        owner_host=None,
-        owner_pid=None,
-        owner_started=None,
+        **NOBODY,
     )
 )
 _begin_step = Statement(insert(steps).prefix_with("OR IGNORE"))
@@ -197,9 +193,7 @@ class Blocks(Projection):
             "turn_id": event.turn_id,
             "session_id": event.session_id,
             "started_at": event.recorded_at,
-            "owner_host": owner.host if owner else None,
-            "owner_pid": owner.pid if owner else None,
-            "owner_started": owner.started if owner else None,
+            **owned_by(owner),
         }
         _begin_turn.run(conn, of_session | row)
 
@@ -274,7 +268,4 @@ def is_open_turn(conn: Connection, turn_id: str) -> bool:
 def open_turns(conn: Connection) -> list[OpenTurn]:
     """Every turn that has not ended and whose owner is known."""
     query = select(turns).where(_is_open, turns.c.owner_host.is_not(None)).order_by(turns.c.started_at)
-    return [
-        OpenTurn(row.session_id, row.turn_id, row.started_at, Owner(row.owner_host, row.owner_pid, row.owner_started))
-        for row in conn.execute(query)
-    ]
+    return [OpenTurn(row.session_id, row.turn_id, row.started_at, owner_of(row)) for row in conn.execute(query)]

@@ -10,7 +10,6 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
-    Float,
     Index,
     Integer,
     MetaData,
@@ -36,6 +35,7 @@ from timeline.events import (
     SessionRedacted,
 )
 from timeline.projections import Projection
+from timeline.projections.owners import NOBODY, owned_by, owner_columns, owner_of
 from timeline.statements import Row, Statement
 
 __all__ = ["Calls", "OpenAttempt", "attempts", "open_attempt", "open_attempts", "open_where", "where_recorded"]
@@ -61,9 +61,7 @@ attempts = Table(
     Column("last_position", Integer),
     Column("estimated_input_tokens", Integer, nullable=False),
     Column("local", Integer, nullable=False),
-    Column("owner_host", Text),
-    Column("owner_pid", Integer),
-    Column("owner_started", Float),
+    *owner_columns(),
     Column("key", Text),
     Column("reserved_nano_usd", Integer, nullable=False),
     Column("reserved_tokens", Integer, nullable=False),
@@ -89,9 +87,7 @@ _end = Statement(
         time_to_first_token_us=bindparam("time_to_first_token_us"),
         last_position=bindparam("last_position"),
         ended_at=bindparam("ended_at"),
-        owner_host=None,
-        owner_pid=None,
-        owner_started=None,
+        **NOBODY,
     )
 )
 _hear = Statement(
@@ -135,9 +131,7 @@ class Calls(Projection):
                     "first_position": event.position,
                     "estimated_input_tokens": sent.estimated_input_tokens,
                     "local": int(sent.local),
-                    "owner_host": sent.owner.host,
-                    "owner_pid": sent.owner.pid,
-                    "owner_started": sent.owner.started,
+                    **owned_by(sent.owner),
                     "key": sent.key,
                     "reserved_nano_usd": sent.reserved_nano_usd,
                     "reserved_tokens": sent.reserved_tokens,
@@ -216,7 +210,7 @@ def open_attempt(row: Row) -> OpenAttempt:
         started_at=row.started_at,
         estimated_input_tokens=row.estimated_input_tokens,
         local=bool(row.local),
-        owner=Owner(row.owner_host, row.owner_pid, row.owner_started),
+        owner=owner_of(row),
     )
 
 

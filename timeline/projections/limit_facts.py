@@ -40,6 +40,7 @@ from timeline.projections.limits import (
     waits,
     was_refused,
 )
+from timeline.projections.owners import owner_of
 from timeline.projections.usage import usage
 from timeline.statements import Row, Statement
 
@@ -372,7 +373,7 @@ def _ahead(
             return tuple(ahead), row.since
         if row.until + GRACE < now:
             continue
-        if row.owner_host is not None and not alive(Owner(row.owner_host, row.owner_pid, row.owner_started)):
+        if row.owner_host is not None and not alive(owner_of(row)):
             continue
         ahead.append(Waiter(row.until, row.tokens, row.input_tokens, row.model == model))
     return tuple(ahead), None
@@ -438,5 +439,5 @@ def queue(conn: Connection, now: int, *, alive: Callable[[Owner], bool] = _every
     return [
         Waiting(row.provider, row.model, row.name, row.since, row.until)
         for row in conn.execute(select(waits).where(waits.c.until >= now - GRACE).order_by(waits.c.position))
-        if row.owner_host is None or alive(Owner(row.owner_host, row.owner_pid, row.owner_started))
+        if row.owner_host is None or alive(owner_of(row))
     ]

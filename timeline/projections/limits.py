@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 from sqlalchemy import (
     Column,
     Connection,
-    Float,
     Integer,
     MetaData,
     Table,
@@ -41,6 +40,7 @@ from timeline.events import (
 )
 from timeline.projections import Projection
 from timeline.projections.calls import attempts
+from timeline.projections.owners import NOBODY, owned_by, owner_columns
 from timeline.statements import Row, Statement, overwriting
 
 __all__ = [
@@ -121,9 +121,7 @@ waits = Table(
     Column("until", Integer, nullable=False),
     Column("tokens", Integer, nullable=False),
     Column("input_tokens", Integer, nullable=False),
-    Column("owner_host", Text),
-    Column("owner_pid", Integer),
-    Column("owner_started", Float),
+    *owner_columns(),
 )
 
 
@@ -363,8 +361,7 @@ def _leave(conn: Connection, place: Statement, id_: str | None) -> None:
 def _wait(conn: Connection, event: Event, waited: RateLimitWaited) -> None:
     if event.call_id is None:
         return
-    owner = waited.owner
-    row = {
+    row: dict[str, Any] = {
         "provider": waited.provider,
         "model": waited.model,
         "key": waited.key or "",
@@ -372,9 +369,7 @@ def _wait(conn: Connection, event: Event, waited: RateLimitWaited) -> None:
         "until": event.recorded_at + waited.waited_us,
         "tokens": waited.tokens,
         "input_tokens": waited.input_tokens,
-        "owner_host": owner.host if owner else None,
-        "owner_pid": owner.pid if owner else None,
-        "owner_started": owner.started if owner else None,
+        **owned_by(waited.owner),
     }
     _take_place(conn, event, row)
 
@@ -392,9 +387,7 @@ def _retry(conn: Connection, event: Event, retry: CallRetryScheduled) -> None:
         "until": event.recorded_at + retry.delay_us,
         "tokens": attempt.reserved_tokens,
         "input_tokens": attempt.estimated_input_tokens,
-        "owner_host": None,
-        "owner_pid": None,
-        "owner_started": None,
+        **NOBODY,
     }
     _take_place(conn, event, row)
 
