@@ -14,6 +14,7 @@ from timeline.errors import TimelineError, UsageError
 
 from . import output
 from .agreeing import agreed, agreeing
+from .options import AsAscii, Offline
 from .question import question
 from .shown import Learning, Shown, Watched
 from .signs import ascii_only
@@ -98,7 +99,7 @@ def ask(
     private: Annotated[
         bool, typer.Option("--private", help="Record tokens, times and cost, but nothing that was said.")
     ] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Ask only models on this machine.")] = False,
+    offline: Offline = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say whom it would go to and about what it would cost.")
     ] = False,
@@ -107,7 +108,7 @@ def ask(
     show_cognition: Annotated[
         bool, typer.Option("--show-cognition/--no-show-cognition", help="Show the steps that lead to the answer.")
     ] = True,
-    as_ascii: Annotated[bool, typer.Option("--ascii", help="Draw with ASCII alone.")] = False,
+    as_ascii: AsAscii = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
     as_events: Annotated[
         bool, typer.Option("--events", help="Print the events as JSON lines while they are recorded.")

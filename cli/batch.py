@@ -16,6 +16,7 @@ import typer
 from timeline.errors import NotFound, UsageError
 
 from . import output
+from .options import Offline
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -85,7 +86,7 @@ def batch(
         bool | None,
         typer.Option("--cache/--no-cache", help="Take recorded answers of equal requests.", show_default=False),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Ask only models on this machine.")] = False,
+    offline: Offline = False,
     poll: Annotated[
         float,
         typer.Option("--poll", min=0.01, metavar="SECONDS", help="How long to wait at most between two looks at that."),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from . import output
+from .options import AsAscii, AsJson
 from .signs import ASCII, Signs, ascii_only, signs
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ EACH = {"call": "each call", "turn": "each question"}
 
 def budget(
     *,
-    as_ascii: Annotated[bool, typer.Option("--ascii", help="Draw with ASCII alone.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_ascii: AsAscii = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show each budget: what is spent, what open requests reserve, what is left, and when it begins anew.
 

@@ -15,6 +15,7 @@ import typer
 from timeline.errors import ConfigError, UsageError
 
 from . import output
+from .options import AsJson
 
 if TYPE_CHECKING:
     from timeline.config import Setting
@@ -23,7 +24,6 @@ __all__ = ["app", "paths"]
 
 app = typer.Typer(help="Show the settings in force, or begin a configuration file.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 STARTER = """\
 ## Settings of timeline. All are optional: as it stands, this file changes nothing.

@@ -15,6 +15,7 @@ import typer
 from timeline.errors import ConfigError, NotFound, TimelineError, UsageError
 
 from . import output
+from .options import AsJson
 
 if TYPE_CHECKING:
     from timeline.config import Config, FoundKey
@@ -75,7 +76,7 @@ def set_(
 
 
 @app.command("list")
-def list_(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def list_(*, as_json: AsJson = False) -> None:
     """List whose keys there are and where each comes from; the first of a provider is used."""
     from timeline.config import KINDS, load
     from timeline.config.keys import KeyFile

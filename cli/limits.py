@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from . import output
+from .options import AsJson
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["limits"]
 
 
-def limits(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def limits(*, as_json: AsJson = False) -> None:
     """Show what providers told of their limits, who waits for one, and which models are left alone.
 
     Example: [bold]timeline limits[/bold]

@@ -13,6 +13,7 @@ from msgspec import Struct
 from timeline.errors import NotFound, TimelineError
 
 from . import output
+from .options import AsJson
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +28,6 @@ app = typer.Typer(
     help="List the models that can be asked, fetch the embedded ones, load them ahead.", no_args_is_help=True
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 ABILITIES = ("tools", "schema", "images", "reasoning")
 

@@ -12,6 +12,7 @@ import typer
 from timeline.errors import PluginError, UsageError
 
 from . import output
+from .options import AsJson
 
 if TYPE_CHECKING:
     from timeline.config import Config
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(help="List the installed plugins, and check that one keeps its contract.", no_args_is_help=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command("list")

@@ -13,6 +13,7 @@ from msgspec import Struct
 from timeline.errors import ConfigError, ProviderTimeout, TimelineError
 
 from . import output
+from .options import AsJson
 
 if TYPE_CHECKING:
     from timeline.config import Config
@@ -24,7 +25,6 @@ __all__ = ["app"]
 
 app = typer.Typer(help="List the providers, and check whether they can be asked.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 FEW = 3
 """Models that a line names."""

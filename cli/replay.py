@@ -11,6 +11,7 @@ import typer
 from timeline.errors import NotFound, UsageError
 
 from . import output
+from .options import AsAscii
 from .signs import ascii_only
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def replay(
     show_cognition: Annotated[
         bool, typer.Option("--show-cognition/--no-show-cognition", help="Draw the steps that led to each answer.")
     ] = True,
-    as_ascii: Annotated[bool, typer.Option("--ascii", help="Draw with ASCII alone.")] = False,
+    as_ascii: AsAscii = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the session as one JSON object.")] = False,
     as_events: Annotated[bool, typer.Option("--events", help="Print its events as JSON lines.")] = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from . import output
-from .days import Since, Until, span
+from .options import AsCsv, AsJson, Since, Until, span
 
 if TYPE_CHECKING:
     from timeline.projections.usage import ReportRow
@@ -24,8 +24,8 @@ def report(
     since: Since = None,
     until: Until = None,
     session: Annotated[str | None, typer.Option("--session", metavar="SESSION", help="Only this session.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """Show what was asked and what it cost.
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 from timeline.errors import NotFound, UsageError
 
 from . import output
+from .options import AsJson, Offline
 from .question import question
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def route(
         Literal["low", "medium", "high"] | None,
         typer.Option("--complexity", help="If the prompt is found to be so complex."),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Only models on this machine.")] = False,
+    offline: Offline = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Also say about what each would cost.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say whom a question would go to, and why. Asks nobody, costs nothing, records nothing.
 

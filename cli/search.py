@@ -10,7 +10,7 @@ import typer
 from timeline.errors import NotFound
 
 from . import output
-from .days import Since, Until, span
+from .options import AsJson, Since, Until, span
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -39,7 +39,7 @@ def search(
     ] = None,
     session: Annotated[str | None, typer.Option("--session", metavar="SESSION", help="Only this session.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Show so many; 0 shows all.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find what was asked and answered, the best first.
 

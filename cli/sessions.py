@@ -10,6 +10,7 @@ import typer
 from timeline.errors import UsageError
 
 from . import output
+from .options import AsCsv, AsJson
 
 if TYPE_CHECKING:
     from timeline.projections.blocks import Session
@@ -25,8 +26,8 @@ SESSION = typer.Argument(metavar="SESSION", help="Id, unique prefix, title, or `
 def list_(
     *,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Show so many; 0 shows all.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """List sessions, the one used last first."""
     from .app import wait_for
@@ -75,7 +76,7 @@ def list_(
 def show(
     session: Annotated[str, SESSION],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a session: its title, when it began, and every turn."""
     from .app import wait_for

@@ -11,6 +11,7 @@ import typer
 from timeline.errors import StoreDamaged
 
 from . import output
+from .options import AsJson
 
 if TYPE_CHECKING:
     from timeline.store import Stats, Verification
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(help="Check, rebuild and copy the event store.", no_args_is_help=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()

@@ -17,6 +17,7 @@ from timeline.errors import NotFound, PluginError, ToolError, UsageError
 from . import output
 from .app import wait_for
 from .opening import looking
+from .options import AsJson
 
 if TYPE_CHECKING:
     from timeline.cognition.toolbox import Listed
@@ -27,7 +28,6 @@ __all__ = ["app"]
 
 app = typer.Typer(help="List the tools that models may use, and try one.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DESCRIPTION_CHARACTERS = 76
 
 

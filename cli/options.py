@@ -1,4 +1,4 @@
-"""`--since` and `--until`: the days people name, as instants of this machine's time zone."""
+"""Options that several commands have, so that they are the same everywhere; and what the days mean that people name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import typer
 
 from timeline.errors import UsageError
 
-__all__ = ["Since", "Until", "span"]
+__all__ = ["AsAscii", "AsCsv", "AsJson", "Offline", "Since", "Until", "span"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+AsAscii = Annotated[bool, typer.Option("--ascii", help="Draw with ASCII alone.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Ask only models on this machine.")]
 
 Since = Annotated[
     str | None,
