@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import re
 import signal
@@ -79,43 +80,40 @@ def _root(
     pass
 
 
-def _register() -> None:
-    from . import (
-        ask,
-        batch,
-        budget,
-        config,
-        keys,
-        limits,
-        models,
-        plugins,
-        providers,
-        replay,
-        report,
-        route,
-        search,
-        sessions,
-        store,
-        tools,
-    )
+COMMANDS = {
+    "ask": "ask",
+    "batch": "batch",
+    "route": "route",
+    "replay": "replay",
+    "report": "report",
+    "search": "search",
+    "budget": "budget",
+    "limits": "limits",
+    "sessions": "sessions.app",
+    "store": "store.app",
+    "models": "models.app",
+    "providers": "providers.app",
+    "keys": "keys.app",
+    "plugins": "plugins.app",
+    "tools": "tools.app",
+    "config": "config.app",
+    "paths": "config.paths",
+}
+"""What each first word runs: a module's function of the same name, or what of the module is named; in the help's order."""
 
-    app.command("ask")(ask.ask)
-    app.command("batch")(batch.batch)
-    app.command("route")(route.route)
-    app.command("replay")(replay.replay)
-    app.command("report")(report.report)
-    app.command("search")(search.search)
-    app.command("budget")(budget.budget)
-    app.command("limits")(limits.limits)
-    app.add_typer(sessions.app, name="sessions")
-    app.add_typer(store.app, name="store")
-    app.add_typer(models.app, name="models")
-    app.add_typer(providers.app, name="providers")
-    app.add_typer(keys.app, name="keys")
-    app.add_typer(plugins.app, name="plugins")
-    app.add_typer(tools.app, name="tools")
-    app.add_typer(config.app, name="config")
-    app.command("paths")(config.paths)
+
+def _register(words: list[str]) -> None:
+    """Make the command known that these words begin with; all of them, where they begin with none.
+
+    A command line that is read costs for each command that is known; nobody needs the others to run one.
+    """
+    for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
+        module, _, part = COMMANDS[name].partition(".")
+        runs = getattr(importlib.import_module(f".{module}", __package__), part or module)
+        if isinstance(runs, typer.Typer):
+            app.add_typer(runs, name=name)
+        else:
+            app.command(name)(runs)
 
 
 def run() -> int:
@@ -125,7 +123,7 @@ def run() -> int:
         The exit code, as the table in README.md says.
     """
     output.json_errors("--json" in sys.argv)
-    _register()
+    _register(sys.argv[1:])
     try:
         _check_words(sys.argv)
         code = app(standalone_mode=False)

@@ -1,12 +1,14 @@
 """A process that has imported the command line once and forks for every run: hundreds of runs without a second of imports each.
 
-What is run is the same code in a process of its own, with its own pid, signals, standard streams and
-end of the interpreter. Run as a script: `python zygote.py SOCKET`. A request is one message of JSON
-with three file descriptors beside it; the answers are the pid, then the wait status.
+What is run is the same code in a process of its own, with its own pid, signals and standard streams.
+It ends as an interpreter does, up to taking every module apart, which a fork pays for once more in
+memory that is no longer shared. Run as a script: `python zygote.py SOCKET`. A request is one message
+of JSON with three file descriptors beside it; the answers are the pid, then the wait status.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import gc
@@ -18,7 +20,9 @@ import signal
 import socket
 import sys
 import termios
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 
 def _preload() -> None:
@@ -32,9 +36,12 @@ def _preload() -> None:
     import yaml  # noqa: F401
     from timeline_cli import app, ask, batch, blocks, compare, live, playing, replay, report, sessions, shapes, store  # noqa: F401
 
-    commands = "budget config keys models opening plugins progress providers route search tools"
+    commands = "budget config keys limits models opening plugins progress providers route search tools"
     # typer reads command lines with the help of pydantic, which it imports only then.
-    for name in (*(f"timeline_cli.{each}" for each in commands.split()), "anyio._backends._asyncio", "typer._adapters"):
+    late = (
+        "anyio._backends._asyncio encodings.utf_8_sig pydantic.plugin._loader typer._adapters typer._click.decorators"
+    )
+    for name in (*(f"timeline_cli.{each}" for each in commands.split()), *late.split()):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
@@ -115,6 +122,21 @@ def _become(job: dict) -> None:
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
 
 
+def _end(code: object) -> NoReturn:
+    """What an interpreter does before it takes its modules apart: wait for threads, call what is to be called, flush."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        code = 120
+    os._exit(code or 0)
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
     _preload()
@@ -129,4 +151,8 @@ if __name__ == "__main__":
         else:
             from timeline_cli import main
 
-        main()
+        try:
+            main()
+        except SystemExit as exc:
+            _end(exc.code)
+        _end(0)
