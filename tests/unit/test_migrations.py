@@ -178,6 +178,17 @@ async def test_a_missing_read_model_is_folded_at_the_next_start(path: Path) -> N
     assert before == read_models(path)
 
 
+@pytest.mark.parametrize("lost", ["TABLE attempts", "TABLE steps", "TABLE search_index", "VIEW search_texts"])
+async def test_a_table_of_a_read_model_that_somebody_dropped_is_folded_at_the_next_start(path: Path, lost: str) -> None:
+    before = await record(path, 1)
+    force(path, f"DROP {lost}")
+
+    async with opened(path) as store:
+        await store.rebuild()
+
+    assert before == read_models(path)
+
+
 async def test_a_read_model_that_lags_catches_up_at_the_next_start(path: Path) -> None:
     """As when a release that didn't have it appended meanwhile."""
     await record(path, 1)

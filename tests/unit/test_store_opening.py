@@ -203,7 +203,10 @@ async def test_an_event_of_a_newer_release_is_named_when_it_is_read(tmp_path: Pa
         await count(path)
 
 
-@pytest.mark.parametrize("damage", ["DELETE FROM alembic_version", "DROP TABLE alembic_version"])
+@pytest.mark.parametrize(
+    "damage",
+    ["DELETE FROM alembic_version", "DROP TABLE alembic_version", "UPDATE alembic_version SET version_num = '0000'"],
+)
 async def test_a_store_that_lost_its_version_is_damaged(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "timeline.db"
     await appended(path)

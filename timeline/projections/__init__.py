@@ -74,6 +74,11 @@ class Projection(ABC):
         It may also read what the log and `contents` say of what came before; of that, only forgetting takes something away.
         """
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """The names of all that it keeps in the file."""
+        return frozenset(table.name for table in self.tables)
+
     def make(self, conn: Connection) -> None:
         """Make its tables, empty, in place of what is there of them."""
         for table in self.tables:
@@ -148,17 +153,17 @@ class Projections:
     # -------------------------------------------------------------- opening
 
     def is_current(self, conn: Connection) -> bool:
-        """Whether every table is of this release and folded up to the end of the log, at least.
+        """Whether every table is there, of this release and folded up to the end of the log, at least.
 
         Raises:
             StoreTooNew: A newer release of timeline folded them.
         """
         head = _head(conn)
-        known = self._checkpoints(conn)
+        known, there = self._checkpoints(conn), _names(conn)
         for projection in self._all:
             version, position = known.get(projection.name, (0, 0))
             _refuse_newer(projection, version)
-            if version != projection.version or position < head:
+            if version != projection.version or position < head or not projection.parts <= there:
                 return False
         return True
 
@@ -172,12 +177,12 @@ class Projections:
         Raises:
             StoreTooNew: A newer release of timeline folded them.
         """
-        known = self._checkpoints(conn)
+        known, there = self._checkpoints(conn), _names(conn)
         seen: dict[Projection, int] = {}
         for projection in self._all:
             version, seen[projection] = known.get(projection.name, (0, 0))
             _refuse_newer(projection, version)
-            if version != projection.version:
+            if version != projection.version or not projection.parts <= there:
                 projection.make(conn)
                 seen[projection] = 0
         for projection in self._out_of_step(seen):
@@ -301,6 +306,11 @@ def _refuse_newer(projection: Projection, version: int) -> None:
     if version > projection.version:
         msg = f"the read model {projection.name!r} was made by a newer version of timeline: update timeline"
         raise StoreTooNew(msg)
+
+
+def _names(conn: Connection) -> set[str]:
+    """What there is in the file. Somebody may have dropped a table: nothing of it is lost but the time to fold it."""
+    return {name for (name,) in conn.exec_driver_sql("SELECT name FROM main.sqlite_master")}
 
 
 def _head(conn: Connection) -> int:

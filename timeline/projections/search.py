@@ -219,6 +219,11 @@ class Search(Projection):
 
     # -------------------------------------------------------------- the index beside its table
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """See `Projection.parts`."""
+        return super().parts | {"search_texts", "search_index", *_SHADOWS}
+
     def make(self, conn: Connection) -> None:
         """See `Projection.make`."""
         conn.exec_driver_sql("DROP TABLE IF EXISTS main.search_index")

@@ -398,12 +398,15 @@ def _look(path: Path, *, read_only: bool = False) -> str | None:
         msg = f"{path} is not a timeline store: move it away, or choose another with TIMELINE_HOME"
         raise NotATimelineStore(msg)
     if revision is None:
-        msg = f"{path} doesn't say which version of timeline wrote it: restore a backup"
-        raise StoreDamaged(msg)
+        raise _unversioned(path)
     if revision > schema.HEAD:
         msg = f"{path} was written by a newer version of timeline (schema {revision}, this one knows {schema.HEAD}): update timeline"
         raise StoreTooNew(msg)
     return str(revision)
+
+
+def _unversioned(path: Path) -> StoreDamaged:
+    return StoreDamaged(f"{path} doesn't say which version of timeline wrote it: restore a backup")
 
 
 def _make_ready(path: Path, models: ReadModels, synchronous: Synchronous) -> None:
@@ -425,9 +428,14 @@ def _make_ready(path: Path, models: ReadModels, synchronous: Synchronous) -> Non
 def _migrate(path: Path) -> None:
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", "timeline_migrations:")
     config.set_main_option("path_separator", "os")
     config.attributes["path"] = path
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except CommandError as exc:
+        # No release ever wrote this revision.
+        raise _unversioned(path) from exc
