@@ -601,6 +601,7 @@ async def test_models_with_what_each_server_tells_of_them():
         {"id": "vllm", "max_model_len": 4096},
         {"id": "router", "context_length": 9, "top_provider": {"max_completion_tokens": 3}},
         {"id": "llama", "meta": {"n_ctx": 4096, "n_ctx_train": 40960}},
+        {"id": "odd", "context_window": True, "context_length": -1, "max_completion_tokens": "many"},
         {"no": "id"},
         7,
     ]
@@ -615,8 +616,17 @@ async def test_models_with_what_each_server_tells_of_them():
         ModelInfo("vllm", "x", context=4096, local=True),
         ModelInfo("router", "x", context=9, max_output=3, local=True),
         ModelInfo("llama", "x", context=4096, local=True),
+        ModelInfo("odd", "x", local=True),
     ] == models
     assert ("GET", "/models") == (server.requests[0].method, server.requests[0].path)
+
+
+async def test_an_error_where_a_list_of_models_should_be():
+    async with Server(Reply.json({"error": "Unexpected endpoint or method. (GET /models)"})) as server:
+        provider = OpenAIProvider(KEY, server.url)
+        with pytest.raises(ProviderError, match="Unexpected endpoint"):
+            await provider.get_available_models()
+        await provider.aclose()
 
 
 @pytest.mark.skipif(not recordings(), reason="the recordings aren't beside the repository")

@@ -430,15 +430,18 @@ class HTTPProvider(LLMProvider):
             content_type: What the bytes are.
 
         Raises:
-            ProviderError: It failed or isn't JSON.
+            ProviderError: It failed, isn't JSON, or is an error under a good status.
         """
         content = body if body is None or isinstance(body, bytes) else msgspec.json.encode(body)
         method = "GET" if body is None else "POST"
         head, payload = await self._exchange(method, path, content, content_type=content_type)
         try:
-            return msgspec.json.decode(utf8(payload))
+            value = msgspec.json.decode(utf8(payload))
         except UNREADABLE:
             raise head.bad(payload, what="no JSON") from None
+        if isinstance(value, dict) and value.get("error") and "id" not in value:
+            raise head.error(Complaint.of(value))
+        return value
 
     async def get_lines(self, path: str) -> AsyncGenerator[bytes, None]:
         """Fetch the lines of a file below the base URL as they arrive, however long it is.

@@ -490,21 +490,16 @@ class OpenAIProvider(HTTPProvider):
 
     def model_info(self, entry: dict[str, Any]) -> ModelInfo:
         """One entry of the list; OpenRouter, Groq, vLLM and llama-server each name the context in their own way."""
-        meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
-        top = entry.get("top_provider") if isinstance(entry.get("top_provider"), dict) else {}
-        contexts = (
-            entry.get("context_window"),
-            entry.get("context_length"),
-            entry.get("max_model_len"),
-            entry.get("max_context_length"),
-            (meta or {}).get("n_ctx"),
-            (meta or {}).get("n_ctx_train"),
-        )
-        outputs = (entry.get("max_completion_tokens"), (top or {}).get("max_completion_tokens"))
+        meta, top = entry.get("meta"), entry.get("top_provider")
+        contexts = [
+            *(count(entry, n) for n in ("context_window", "context_length", "max_model_len", "max_context_length")),
+            *(count(meta, name) for name in ("n_ctx", "n_ctx_train")),
+        ]
+        outputs = (count(entry, "max_completion_tokens"), count(top, "max_completion_tokens"))
         return ModelInfo(
             entry["id"],
             self.name,
-            context=next((n for n in contexts if isinstance(n, int) and n > 0), None),
-            max_output=next((n for n in outputs if isinstance(n, int) and n > 0), None),
+            context=next(filter(None, contexts), None),
+            max_output=next(filter(None, outputs), None),
             local=self.local,
         )
