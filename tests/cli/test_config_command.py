@@ -7,13 +7,14 @@ import os
 import re
 import stat
 import subprocess
-import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from support.command import Zygote
 
 from timeline import config
 
@@ -27,18 +28,16 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def timeline(home: Path, tmp_path: Path) -> Run:
+def timeline(home: Path, tmp_path: Path, zygote: Zygote) -> Run:
     def run(*arguments: str, umask: int = 0o022, **environ: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "timeline_cli", *arguments],
-            env={"TIMELINE_HOME": str(home), "HOME": str(tmp_path), **environ},
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            umask=umask,
-            check=False,
-        )
+        env = {"TIMELINE_HOME": str(home), "HOME": str(tmp_path), **environ}
+        with Path(os.devnull).open() as null, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            streams = [stream.fileno() for stream in (null, out, err)]
+            _, wait = zygote.start(arguments, env, tmp_path, streams, umask=umask)
+            code = wait(30)
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(arguments, code, out.read().decode(), err.read().decode())
 
     return run
 

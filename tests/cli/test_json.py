@@ -57,7 +57,7 @@ def check(value: dict[str, Any]) -> None:
 def test_ask_prints_one_object(home: Home, backend: Backend) -> None:
     backend.says(answer("Hello ", "world"))
 
-    result = home.run("ask", "hi", "--json", fresh=True)
+    result = home.run("ask", "hi", "--json")
 
     value = result.json()
     check(value)

@@ -347,14 +347,14 @@ class Keyring(KeyringBackend):
 def test_keyring_keeps_the_key_and_the_file_only_its_name(home: Home, backend: Backend) -> None:
     (home.work / "ring.py").write_text(RING)
     ring = {"PYTHON_KEYRING_BACKEND": "ring.Keyring", "PYTHONPATH": str(home.work)}
-    done = home.run("keys", "set", "t", "--keyring", stdin=KEY, env=ring, fresh=True)
+    done = home.run("keys", "set", "t", "--keyring", stdin=KEY, env=ring)
     backend.says(answers.answer("Hi"))
-    asked = home.run("ask", "hello", env=ring, fresh=True)
-    listed = home.run("keys", "list", env=ring, fresh=True)
+    asked = home.run("ask", "hello", env=ring)
+    listed = home.run("keys", "list", env=ring)
     (home.work / "locked").touch()
-    locked = home.run("ask", "hello", env=ring, fresh=True)
+    locked = home.run("ask", "hello", env=ring)
     (home.work / "locked").unlink()
-    removed = home.run("keys", "remove", "t", env=ring, fresh=True)
+    removed = home.run("keys", "remove", "t", env=ring)
 
     assert [0, 0, 0, 4, 0] == [run.code for run in (done, asked, listed, locked, removed)]
     assert f"Bearer {KEY}" == backend.requests[0].headers["authorization"]

@@ -92,7 +92,7 @@ def test_ctrl_c_says_how_to_see_what_was_recorded(
 def test_an_error_object_in_the_stream_is_recorded(home: Home, backend: Backend) -> None:
     backend.says(stream("Hello ", "wor", answers.error("it broke")))
 
-    result = home.run("ask", "hi", fresh=True)
+    result = home.run("ask", "hi")
 
     assert (1, "Hello wor\n") == (result.code, result.out)
     assert ("server", "server_error", True) == tuple(error(home)[name] for name in ("kind", "code", "retryable"))
@@ -104,7 +104,7 @@ def test_an_error_object_in_the_stream_is_recorded(home: Home, backend: Backend)
 def test_too_many_requests_are_recorded(home: Home, backend: Backend) -> None:
     backend.says(limited())
 
-    result = home.run("ask", "hi", fresh=True)
+    result = home.run("ask", "hi")
 
     assert (5, "") == (result.code, result.out)
     assert ("rate_limited", 429, 7.0) == tuple(error(home)[name] for name in ("kind", "status", "retry_after"))

@@ -22,7 +22,7 @@ def test_replay_prints_the_answer_again(home: Home, backend: Backend) -> None:
     pieces = [LONG[start : start + 7] for start in range(0, len(LONG), 7)]
     ask(home, backend, *pieces)
 
-    result = home.run("replay", "last", fresh=True)
+    result = home.run("replay", "last")
 
     assert 0 == result.code
     assert result.out.endswith(LONG)

@@ -149,7 +149,7 @@ def test_a_dumb_terminal_gets_text_alone(used: Home, argv: tuple[str, ...]) -> N
 
 def test_force_color_colours_a_pipe_and_leaves_the_answer_alone(used: Home) -> None:
     listed = used.run("replay", "last", env={"FORCE_COLOR": "1"}, fresh=True)
-    asked = used.run("ask", "a question", env={"FORCE_COLOR": "1"}, fresh=True)
+    asked = used.run("ask", "a question", env={"FORCE_COLOR": "1"})
 
     assert COLOUR.search(listed.raw)
     assert RICH == asked.out

@@ -161,7 +161,7 @@ def test_kill_at_a_hundred_moments_loses_nothing_that_was_on_the_screen(home: Ho
 def test_kill_during_the_first_start_leaves_a_file_that_opens(tmp_path: Path, home: Home, backend: Backend) -> None:
     backend.says(answer("Hello"))
     chance = random.Random(SEED)
-    for number in range(14):
+    for number in range(10):
         folder = tmp_path / f"first-{number}"
         folder.mkdir()
         (folder / "config.yaml").write_bytes((home.path / "config.yaml").read_bytes())
@@ -190,7 +190,7 @@ def test_kill_while_the_file_is_rewritten_leaves_it_whole(
     rows = home.events()
     report = home.run("report", "--json").out
     chance = random.Random(SEED)
-    for number in range(8):
+    for number in range(6):
         folder = tmp_path / f"copy-{number}"
         shutil.copytree(home.path, folder)
         env = {"TIMELINE_HOME": str(folder)}

@@ -179,13 +179,20 @@ class Zygote:
         return asking
 
     def start(
-        self, argv: tuple[str, ...], env: Mapping[str, str], cwd: Path, streams: list[int], *, terminal: bool = False
+        self,
+        argv: tuple[str, ...],
+        env: Mapping[str, str],
+        cwd: Path,
+        streams: list[int],
+        *,
+        terminal: bool = False,
+        umask: int | None = None,
     ) -> tuple[int, Callable[[float], int]]:
         """Start a run on three file descriptors, a terminal it shall control or not; its pid, and how to wait for it."""
         asking = self._connect()
         asking.settimeout(30)
-        job = json.dumps({"argv": argv, "env": dict(env), "cwd": str(cwd), "terminal": terminal}).encode()
-        socket.send_fds(asking, [job], streams)
+        job = {"argv": argv, "env": dict(env), "cwd": str(cwd), "terminal": terminal, "umask": umask}
+        socket.send_fds(asking, [json.dumps(job).encode()], streams)
         answers = asking.makefile("r")
         pid = int(answers.readline())
         code: list[int] = []

@@ -21,6 +21,7 @@ import socket
 import sys
 import termios
 import threading
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,9 +39,7 @@ def _preload() -> None:
 
     commands = "budget config keys limits models opening plugins progress providers route search tools"
     # typer reads command lines with the help of pydantic, which it imports only then.
-    late = (
-        "anyio._backends._asyncio encodings.utf_8_sig pydantic.plugin._loader typer._adapters typer._click.decorators"
-    )
+    late = "anyio._backends._asyncio encodings.utf_8_sig keyring pydantic.plugin._loader typer._adapters typer._click.decorators"
     for name in (*(f"timeline_cli.{each}" for each in commands.split()), *late.split()):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -112,9 +111,12 @@ def _become(job: dict) -> None:
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(job["cwd"])
+    if job["umask"] is not None:
+        os.umask(job["umask"])
     os.environ.clear()
     os.environ.update(job["env"])
     # As an interpreter does when it starts.
+    time.tzset()
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.argv = ["timeline", *job["argv"]]
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
