@@ -116,7 +116,7 @@ def test_roles_take_turns_and_results_stand_together():
                 tool_calls=(ToolCall("c1", "weather", {"city": "Bern"}), ToolCall("c2", "weather", {})),
             ),
             Message("tool", "sunny", tool_call_id="c1"),
-            Message("tool", "no such city", tool_call_id="c2", is_error=True),
+            Message("tool", "", tool_call_id="c2", is_error=True),
             Message("user", "and?"),
         ),
     )
@@ -138,7 +138,7 @@ def test_roles_take_turns_and_results_stand_together():
                 {
                     "type": "tool_result",
                     "tool_use_id": "c2",
-                    "content": [{"type": "text", "text": "no such city"}],
+                    "content": [{"type": "text", "text": "It failed."}],
                     "is_error": True,
                 },
                 {"type": "text", "text": "and?"},

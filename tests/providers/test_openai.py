@@ -23,7 +23,7 @@ from timeline.providers import (
     ToolCall,
     collect,
 )
-from timeline.providers.openai import is_strict
+from timeline.providers.chat_format import is_strict
 
 WEATHER = Tool("weather", "The weather.", {"type": "object", "properties": {"city": {"type": "string"}}})
 ELSEWHERE = OpenAIProvider(None, "http://127.0.0.1:8080/v1")
@@ -200,12 +200,35 @@ def test_results_of_parallel_calls_are_sent_back():
             "content": "Let me see.",
             "tool_calls": [
                 {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Bern"}'}},
-                {"id": "c2", "type": "function", "function": {"name": "weather", "arguments": '{"ci'}},
+                {"id": "c2", "type": "function", "function": {"name": "weather", "arguments": '{"_invalid":"{\\"ci"}'}},
             ],
         },
         {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
         {"role": "tool", "tool_call_id": "c2", "content": "unknown city"},
     ] == HERE.body(asked, stream=False)["messages"]
+
+
+async def test_thoughts_and_signatures_go_back_with_the_calls_to_who_sent_them():
+    sign = {"google": {"thought_signature": "s1"}}
+    call = {"index": 0, "id": "c1", "function": {"name": "a", "arguments": "{}"}, "extra_content": sign}
+    response = await answer(
+        chunk({"reasoning_content": "hm"}), chunk({"reasoning_content": "m"}), chunk({"tool_calls": [call]}), "[DONE]"
+    )
+    back = Message("assistant", (*response.opaque, TextPart("x")), response.tool_calls)
+    sent = HERE.body(LLMRequest("m", [back]), stream=True)["messages"][0]
+    elsewhere = OpenAIProvider(KEY, name="other").body(LLMRequest("m", [back]), stream=True)["messages"][0]
+
+    assert ("hmm", sign) == (sent["reasoning_content"], sent["tool_calls"][0]["extra_content"])
+    assert {"role", "content", "tool_calls"} == elsewhere.keys()
+    assert "extra_content" not in elsewhere["tool_calls"][0]
+    assert () == (await answer(chunk({"reasoning_content": "hm", "content": "x"}, "stop"))).opaque
+
+
+def test_deepseek_is_told_of_thoughts_even_where_there_were_none():
+    messages = [Message("user", "hi"), Message("assistant", "", (ToolCall("c1", "a", {}),))]
+    body = OpenAIProvider(KEY, "https://api.deepseek.com/v1").body(LLMRequest("m", messages), stream=True)
+
+    assert [None, ""] == [message.get("reasoning_content") for message in body["messages"]]
 
 
 def test_images_are_sent_as_data_urls():

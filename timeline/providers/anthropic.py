@@ -360,6 +360,9 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
             case OpaquePart(provider="anthropic", block=block):
                 blocks.append(block)
     if message.role == "tool":
+        if message.is_error and not blocks:
+            # It refuses an error that says nothing.
+            blocks.append({"type": "text", "text": "It failed."})
         result: dict[str, Any] = {"type": "tool_result", "tool_use_id": message.tool_call_id or "", "content": blocks}
         return [{**result, "is_error": True} if message.is_error else result]
     blocks += [

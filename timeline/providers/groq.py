@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from timeline.providers.base import LLMRequest
-from timeline.providers.openai import OpenAIProvider, put_in_words
+from timeline.providers.chat_format import put_in_words
+from timeline.providers.openai import OpenAIProvider
 from timeline.providers.waiting import Timeouts
 
 __all__ = ["GroqProvider"]

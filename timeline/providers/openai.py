@@ -6,7 +6,6 @@ where it is dealt with.
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
@@ -21,15 +20,14 @@ from timeline.providers.base import (
     Delta,
     Finish,
     FinishReason,
-    ImagePart,
     Item,
     LLMRequest,
-    Message,
     ModelInfo,
-    TextPart,
+    OpaquePart,
     UsageReport,
     utf8,
 )
+from timeline.providers.chat_format import chat_messages, is_strict, put_in_words
 from timeline.providers.counters import count
 from timeline.providers.failures import Complaint
 from timeline.providers.fragments import Fragments
@@ -54,6 +52,7 @@ class _ToolCall(Struct, gc=False):
     id: Any = None
     function: _Function | None = None
     custom: _Function | None = None
+    extra_content: Any = None
 
 
 class _Message(Struct, gc=False):
@@ -134,12 +133,25 @@ def read_usage(raw: Mapping[str, Any], model: str | None = None) -> Usage:
 class ChatParser:
     """One answer in OpenAI's format, as chunks or whole: a message differs from a delta by its field's name alone."""
 
-    __slots__ = ("_calls", "_head", "_message", "_model", "_raw_reason", "_request_id", "_usage", "done")
+    __slots__ = (
+        "_calls",
+        "_extras",
+        "_head",
+        "_message",
+        "_model",
+        "_raw_reason",
+        "_request_id",
+        "_thoughts",
+        "_usage",
+        "done",
+    )
 
     def __init__(self, head: Head) -> None:
         self.done = False
         self._head = head
         self._calls = Fragments()
+        self._extras: dict[str, Any] = {}
+        self._thoughts: list[str] = []
         self._message = False
         self._model: str | None = None
         self._raw_reason: str | None = None
@@ -171,6 +183,8 @@ class ChatParser:
                 if delta is not None:
                     if delta.reasoning_content or delta.reasoning:
                         _add_text(items, delta.reasoning_content or delta.reasoning, "reasoning")
+                        if isinstance(delta.reasoning_content, str):
+                            self._thoughts.append(delta.reasoning_content)
                     content = delta.content
                     if content:
                         if content.__class__ is str:
@@ -213,7 +227,10 @@ class ChatParser:
         arguments = function.arguments if function.arguments is not None else function.input
         if not isinstance(arguments, str):
             arguments = "" if arguments is None else msgspec.json.encode(arguments).decode()
-        return self._calls.delta(call.index, call_id, name, arguments)
+        delta = self._calls.delta(call.index, call_id, name, arguments)
+        if delta is not None and call.extra_content is not None:
+            self._extras[str(delta.index)] = call.extra_content
+        return delta
 
     def _read_rest(self, chunk: _Chunk, items: list[Item]) -> None:
         usage, error, groq = chunk.usage, chunk.error, chunk.x_groq
@@ -251,8 +268,18 @@ class ChatParser:
                 request_id=self._request_id,
                 rate_limits=self._head.rate_limits,
                 provider=self._head.speaker.name,
+                opaque=self._opaque(),
             ),
         )
+
+    def _opaque(self) -> tuple[OpaquePart, ...]:
+        """What DeepSeek (thoughts) and Gemini (signatures) want to see again beside the calls' results."""
+        block: dict[str, Any] = {}
+        if self._thoughts:
+            block["reasoning_content"] = "".join(self._thoughts)
+        if self._extras:
+            block["extra_content"] = self._extras
+        return (OpaquePart(self._head.speaker.name, block),) if block and self._calls else ()
 
 
 def _add_text(items: list[Item], content: Any, kind: Literal["text", "reasoning"]) -> None:
@@ -276,73 +303,6 @@ _FIRST_REASONING_UNASKED = (5, 5)
 """Models after 5.0 can be told not to reason, and up to here they don't unless told to."""
 _ENDPOINT = "/chat/completions"
 _OWN_HOSTS = ("openai.com", ".openai.azure.com", ".cognitiveservices.azure.com")
-
-
-def chat_messages(request: LLMRequest) -> list[dict[str, Any]]:
-    """The conversation in OpenAI's words."""
-    messages: list[dict[str, Any]] = []
-    if request.system is not None:
-        messages.append({"role": "system", "content": request.system})
-    messages += [_message(message) for message in request.messages]
-    return messages
-
-
-def _message(message: Message) -> dict[str, Any]:
-    match message.role:
-        case "tool":
-            return {"role": "tool", "tool_call_id": message.tool_call_id or "", "content": message.text}
-        case "assistant":
-            # Templates of local models join `content` to text: an empty one is safer than null.
-            plain: dict[str, Any] = {"role": "assistant", "content": message.text}
-            if message.tool_calls:
-                plain["tool_calls"] = [
-                    {
-                        "id": call.id,
-                        "type": "function",
-                        "function": {"name": call.name, "arguments": arguments_text(call.arguments)},
-                    }
-                    for call in message.tool_calls
-                ]
-            return plain
-    content: str | list[dict[str, Any]] = message.text
-    if not isinstance(message.content, str) and any(isinstance(part, ImagePart) for part in message.content):
-        content = [_part(part) for part in message.content if isinstance(part, TextPart | ImagePart)]
-    return {"role": message.role, "content": content}
-
-
-def _part(part: TextPart | ImagePart) -> dict[str, Any]:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    data = base64.b64encode(part.data).decode("ascii")
-    return {"type": "image_url", "image_url": {"url": f"data:{part.media_type};base64,{data}"}}
-
-
-def arguments_text(arguments: dict[str, Any]) -> str:
-    """A call's arguments as the JSON text that the model wrote."""
-    if arguments.keys() == {"_invalid"} and isinstance(arguments["_invalid"], str):
-        return arguments["_invalid"]
-    return msgspec.json.encode(arguments).decode()
-
-
-def is_strict(schema: Any) -> bool:
-    """Whether a schema keeps OpenAI's rules for `strict`: every object closed, every property required."""
-    if isinstance(schema, list):
-        return all(map(is_strict, schema))
-    if not isinstance(schema, dict):
-        return True
-    if schema.get("type") == "object" or "properties" in schema:
-        properties = schema.get("properties") or {}
-        if schema.get("additionalProperties") is not False or set(schema.get("required") or ()) != set(properties):
-            return False
-        return all(map(is_strict, [*properties.values(), *(schema.get("$defs") or {}).values()]))
-    return all(map(is_strict, schema.values()))
-
-
-def put_in_words(body: dict[str, Any], schema: dict[str, Any]) -> None:
-    """Tell a model its answer's schema as a rule, where the service can't hold it to one."""
-    text = msgspec.json.encode(schema).decode()
-    rule = {"role": "system", "content": f"Answer with one JSON object that follows this JSON Schema: {text}"}
-    body["messages"] = [rule, *body["messages"]]
 
 
 def takes_temperature(model: str, reasoning: str | None) -> bool:
@@ -407,7 +367,7 @@ class OpenAIProvider(HTTPProvider):
 
     def body(self, request: LLMRequest, *, stream: bool) -> dict[str, Any]:
         """The request in OpenAI's words; `extra` has the last one, and None there takes a field out."""
-        body: dict[str, Any] = {"model": request.model, "messages": chat_messages(request), "stream": stream}
+        body: dict[str, Any] = {"model": request.model, "messages": chat_messages(request, self.name), "stream": stream}
         if stream:
             body["stream_options"] = {"include_usage": True}
         if request.max_tokens is not None:
@@ -454,9 +414,14 @@ class OpenAIProvider(HTTPProvider):
             # It tells usage unasked, and refuses what it doesn't know.
             body.pop("stream_options", None)
             body["random_seed"] = body.pop("seed", None)
-        elif self.host == "api.deepseek.com" and request.response_schema is not None:
-            body["response_format"] = {"type": "json_object"}
-            put_in_words(body, request.response_schema)
+        elif self.host == "api.deepseek.com":
+            for message in body["messages"]:
+                if "tool_calls" in message:
+                    # It refuses calls without the thoughts before them, and none are thoughts too.
+                    message.setdefault("reasoning_content", "")
+            if request.response_schema is not None:
+                body["response_format"] = {"type": "json_object"}
+                put_in_words(body, request.response_schema)
         if not self._is_openai:
             return
         if request.tools or not body["stream"] or self.host != self.default_host:
