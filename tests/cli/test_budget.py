@@ -58,6 +58,15 @@ def test_a_question_that_may_cost_too_much_is_not_asked_and_exits_with_3(home: H
     assert 1 == home.types().count("request.sent")
 
 
+def test_a_warning_tells_what_may_be_passed_from_what_is(home: Home, backend: Backend) -> None:
+    configure(home, {"name": "all", "limit_usd": 0.08, "window": "total", "action": "warn"}, price=CENT_PER_TOKEN)
+    backend.says(answer("Hi", tokens=(6, 3)))
+    first, second = (home.run("ask", "hello", "--max-tokens", "4").err for _ in range(2))
+
+    assert "budget all of $0.08 may be passed: $0.00 used, up to $0.10 more (total)" in first.splitlines()
+    assert "budget all of $0.08 passed: $0.09 used, up to $0.10 more (total)" in second.splitlines()
+
+
 def test_a_refusal_is_json_where_that_was_asked_for(home: Home, backend: Backend) -> None:
     configure(home, {"name": "none", "limit_usd": 0}, price=CENT_PER_TOKEN)
     backend.says(answer("Hi"))
