@@ -59,7 +59,7 @@ app = typer.Typer(
     help="Ask language models; every event of every call is recorded, and can be replayed and accounted for.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -148,14 +148,25 @@ def _check_words(words: list[str]) -> None:
 
 def _misused(exc: TyperException) -> int:
     """Say what was wrong with the command line; a bare command group shows its help instead."""
-    message = exc.format_message().replace("Value error, ", "")
-    message = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", message)
-    if not message:
-        # A bare command group has shown its help.
+    message, context = exc.format_message(), getattr(exc, "ctx", None)
+    if context is not None and message == context.get_help():
+        sys.stdout.write(f"{message}\n")
         return UsageError.exit_code
-    context = getattr(exc, "ctx", None)
-    command = context.command_path if context else "timeline"
+    for theirs, ours in _WORDS:
+        message = theirs.sub(ours, message)
+    command = context.command_path if context else " ".join(["timeline", *re.findall(r"^\w+$", sys.argv[1])])
     return output.fail(UsageError(f"{message.rstrip('.')}: see '{command} --help'"))
+
+
+_WORDS = (
+    (re.compile(r"Value error, "), ""),
+    (re.compile(r"\. Did you mean (.*)\?$"), r" (did you mean \1?)"),
+    (re.compile(r"Input should be a valid number\b.*"), "expected a number"),
+    (re.compile(r"Input should be a valid integer\b.*"), "expected a whole number"),
+    (re.compile(r"Input should be greater than or equal to "), "expected at least "),
+    (re.compile(r"Input should be less than or equal to "), "expected at most "),
+)
+"""What typer and pydantic say, as a sentence of ours."""
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:

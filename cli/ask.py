@@ -56,11 +56,13 @@ def ask(
         typer.Option("--session", metavar="SESSION", help="Go on with this one: id, unique prefix, title or `last`."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0, max=2, help="Sampling temperature.")
+        float | None, typer.Option("--temperature", metavar="NUMBER", min=0, max=2, help="Sampling temperature.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens to answer with.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Most tokens to answer with.")
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="For repeatable sampling, where the provider has it.")
+        int | None, typer.Option("--seed", metavar="N", help="For repeatable sampling, where the provider has it.")
     ] = None,
     max_cost: Annotated[
         str | None,
@@ -116,7 +118,7 @@ def ask(
 ) -> None:
     """Ask a model. Every event of the call is recorded before you see its result.
 
-    Example: [bold]timeline ask "Why is the sky blue?"[/bold]
+    Example: timeline ask "Why is the sky blue?"
     """
     from .app import wait_for
 

@@ -45,19 +45,25 @@ def batch(
         str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt, where the line has none.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0, max=2, help="Sampling temperature, where the line has none.")
+        float | None,
+        typer.Option(
+            "--temperature", metavar="NUMBER", min=0, max=2, help="Sampling temperature, where the line has none."
+        ),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=1, help="Most tokens of an answer, where the line says nothing.")
+        int | None,
+        typer.Option("--max-tokens", metavar="N", min=1, help="Most tokens of an answer, where the line says nothing."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="For repeatable sampling, where the line has none.")
+        int | None, typer.Option("--seed", metavar="N", help="For repeatable sampling, where the line has none.")
     ] = None,
     target: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write the answers there instead of to standard output."),
     ] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", "-n", min=1, help="How many to ask at a time.")] = 4,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", "-n", metavar="N", min=1, help="How many to ask at a time.")
+    ] = 4,
     name: Annotated[
         str | None,
         typer.Option("--name", metavar="NAME", help="What the batch is known by, instead of by its file's path."),
@@ -93,9 +99,9 @@ def batch(
     ] = 60.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
 ) -> None:
-    """Ask many prompts; run it again after a stop, and what is answered isn't asked again.
+    """Ask many prompts. After a stop, run it again: what is answered isn't asked again.
 
-    Example: [bold]timeline batch prompts.jsonl -o answers.jsonl[/bold]
+    Example: timeline batch prompts.jsonl -o answers.jsonl
     """
     from timeline.cognition.prompt_file import Prompt
 

@@ -29,9 +29,9 @@ def budget(
     as_ascii: AsAscii = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show each budget: what is spent, what open requests reserve, what is left, and when it begins anew.
+    """Show how much of each budget is spent. Also what open requests reserve, what is left, and when it begins anew.
 
-    Example: [bold]timeline budget[/bold]
+    Example: timeline budget
     """
     from timeline import config
 

@@ -87,7 +87,7 @@ STARTER = """\
 
 @app.command()
 def show(*, as_json: AsJson = False) -> None:
-    """Print the settings in force as YAML, and where each comes from; secrets are masked."""
+    """Print the settings in force, and where each comes from. As YAML; secrets are masked."""
     from timeline import config
 
     loaded, wrong = config.load_sound()
@@ -124,7 +124,7 @@ def show(*, as_json: AsJson = False) -> None:
 
 @app.command()
 def init(*, force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False) -> None:
-    """Write a commented configuration file to start from, readable by you alone, and print its path."""
+    """Write a commented configuration file to start from. It is readable by you alone; its path is printed."""
     from timeline.config import find_paths
 
     path = find_paths().config_file
@@ -142,7 +142,7 @@ def init(*, force: Annotated[bool, typer.Option("--force", help="Replace a file 
 
 @app.command()
 def path() -> None:
-    """Print the path of your configuration file, whether it is there or not."""
+    """Print the path of your configuration file. Whether it is there or not."""
     from timeline.config import find_paths
 
     sys.stdout.write(f"{find_paths().config_file}\n")

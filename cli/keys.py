@@ -40,7 +40,7 @@ def set_(
 ) -> None:
     """Keep an API key; it is asked for, or read from standard input.
 
-    Example: [bold]pass show openai | timeline keys set openai[/bold]
+    Example: pass show openai | timeline keys set openai
     """
     from timeline.config import load
     from timeline.config.keys import KeyFile, checked, remove_from_keyring, store_in_keyring
@@ -77,7 +77,7 @@ def set_(
 
 @app.command("list")
 def list_(*, as_json: AsJson = False) -> None:
-    """List whose keys there are and where each comes from; the first of a provider is used."""
+    """List the keys, and where each comes from. The first of a provider is used."""
     from timeline.config import KINDS, load
     from timeline.config.keys import KeyFile
 

@@ -17,9 +17,9 @@ __all__ = ["limits"]
 
 
 def limits(*, as_json: AsJson = False) -> None:
-    """Show what providers told of their limits, who waits for one, and which models are left alone.
+    """Show what is known of rate limits. Also who waits for one, and which models are left alone for a while.
 
-    Example: [bold]timeline limits[/bold]
+    Example: timeline limits
     """
     from timeline.events import Clock
     from timeline.projections.health import failing_words

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "price_object"]
 
-app = typer.Typer(
-    help="List the models that can be asked, fetch the embedded ones, load them ahead.", no_args_is_help=True
-)
+app = typer.Typer(help="List models, fetch the embedded one, load one ahead.", no_args_is_help=True)
 
 
 ABILITIES = ("tools", "schema", "images", "reasoning")
@@ -50,12 +48,12 @@ class _Offer(Struct, frozen=True):
 @app.command("list")
 def list_(
     providers: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROVIDER]...", help="Whose; all enabled ones by default.")
+        list[str] | None, typer.Argument(metavar="PROVIDER", help="Whose; all enabled ones by default.")
     ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """List the models that can be asked now, provider by provider; prices are US dollars per million tokens."""
+    """List the models that can be asked now. Prices are US dollars per million tokens."""
     from timeline.config import load
 
     from .app import wait_for
@@ -189,12 +187,12 @@ def price_object(price: ListPrice) -> dict[str, Any]:
 @app.command()
 def warm(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="As provider:model; the default one if none is named.")
+        str | None, typer.Argument(metavar="MODEL", help="As provider:model; the default one if none is named.")
     ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Load a model, or open the way to it, ahead of its first use, and say how long that took."""
+    """Load a model ahead of its first use. Says how long that took; of a service, it only opens the way to it."""
     from timeline.config import load
 
     from .app import wait_for
@@ -249,7 +247,7 @@ async def _warm(config: Config, route: ModelRef) -> tuple[float, str]:
 def pull(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Which embedded model.")] = "smollm2",
 ) -> None:
-    """Fetch an embedded model and check it, so that the first question needs no network."""
+    """Fetch an embedded model. Then the first question needs no network."""
     from timeline.config import load
 
     from .app import wait_for

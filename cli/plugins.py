@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List the installed plugins, and check that one keeps its contract.", no_args_is_help=True)
+app = typer.Typer(help="List the installed plugins, and check one.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_(*, as_json: AsJson = False) -> None:
-    """List the installed plugins, providers and tools, and why one can't be used."""
+    """List the installed plugins. Providers and tools, and why one can't be used."""
     from timeline.providers.plugins import listing
 
     found = _with_tools(listing())
@@ -54,7 +54,7 @@ def validate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that a plugin keeps the contract: its class, and with --live a provider's answers. Nothing is recorded."""
+    """Check that a plugin keeps the contract. Its class, and with --live a provider's answers; nothing is recorded."""
     from timeline.providers import plugins
 
     if model is not None and not live:

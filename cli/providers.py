@@ -32,7 +32,7 @@ FEW = 3
 
 @app.command("list")
 def list_(*, as_json: AsJson = False) -> None:
-    """List every provider that is built in, configured or brought by a plugin; asks none of them."""
+    """List every provider. Whether it is built in, configured or brought by a plugin; asks none of them."""
     from timeline.config import load
 
     rows = [_described(config, name) for config in [load()] for name in _names(config)]
@@ -51,7 +51,7 @@ def list_(*, as_json: AsJson = False) -> None:
 def check(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Which; by default all that are enabled or that a route names."),
+        typer.Argument(metavar="NAME", help="Which; by default all that are enabled or that a route names."),
     ] = None,
     *,
     timeout: Annotated[
@@ -59,7 +59,7 @@ def check(
     ] = 20.0,
     as_json: AsJson = False,
 ) -> None:
-    """Ask each provider for its models, which costs nothing, and say what a one-token call would cost.
+    """Check that providers can be asked. Each lists its models, which costs nothing; says what a one-token call would cost.
 
     Ends with 0 if all that were named can be asked, or else all that a configuration file lists or a route names.
     """

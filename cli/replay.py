@@ -45,7 +45,7 @@ def replay(
 ) -> None:
     """Show a session again, from its events alone.
 
-    Example: [bold]timeline replay last --speed 1[/bold]
+    Example: timeline replay last --speed 1
     """
     from .app import wait_for
 

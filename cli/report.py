@@ -29,7 +29,7 @@ def report(
 ) -> None:
     """Show what was asked and what it cost.
 
-    Example: [bold]timeline report --by model --since 7d[/bold]
+    Example: timeline report --by model --since 7d
     """
     from .app import wait_for
 

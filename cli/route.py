@@ -46,7 +46,9 @@ def route(
     ] = None,
     go_on: Annotated[bool, typer.Option("--continue", "-c", help="As a part of the last session.")] = False,
     session: Annotated[str | None, typer.Option("--session", metavar="SESSION", help="As a part of this one.")] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens to answer with.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Most tokens to answer with.")
+    ] = None,
     direct: Annotated[
         bool | None,
         typer.Option(
@@ -64,7 +66,7 @@ def route(
 ) -> None:
     """Say whom a question would go to, and why. Asks nobody, costs nothing, records nothing.
 
-    Example: [bold]timeline route --dry-run -m auto:cheapest "Why is the sky blue?"[/bold]
+    Example: timeline route --dry-run -m auto:cheapest "Why is the sky blue?"
     """
     if go_on and session:
         msg = f"--continue means the last session and --session {session}: choose one"

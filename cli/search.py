@@ -27,7 +27,7 @@ def search(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="WORDS...",
+            metavar="WORDS",
             help="Words, beginnings of words (`rus*`), or words in a row in quotes of their own (`'\"borrow checker\"'`).",
         ),
     ],
@@ -38,12 +38,12 @@ def search(
         str | None, typer.Option("--model", "-m", metavar="MODEL", help="Only what this model or provider answered.")
     ] = None,
     session: Annotated[str | None, typer.Option("--session", metavar="SESSION", help="Only this session.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Show so many; 0 shows all.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=0, help="Show so many; 0 shows all.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Find what was asked and answered, the best first.
 
-    Example: [bold]timeline search rust borrow* --since 30d[/bold]
+    Example: timeline search rust borrow* --since 30d
     """
     from .app import wait_for
 

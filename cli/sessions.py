@@ -25,7 +25,7 @@ SESSION = typer.Argument(metavar="SESSION", help="Id, unique prefix, title, or `
 @app.command("list")
 def list_(
     *,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Show so many; 0 shows all.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=0, help="Show so many; 0 shows all.")] = 20,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
@@ -106,7 +106,9 @@ def show(
 
 
 @app.command()
-def rename(session: Annotated[str, SESSION], title: Annotated[str, typer.Argument(help="What to call it.")]) -> None:
+def rename(
+    session: Annotated[str, SESSION], title: Annotated[str, typer.Argument(metavar="TITLE", help="What to call it.")]
+) -> None:
     """Give a session another title; commands take it as its name."""
     from timeline.runtime import Timeline
 
@@ -129,7 +131,7 @@ def forget(
     *,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask first.")] = False,
 ) -> None:
-    """Remove what was said in a session from the file for good; what it used and cost stays."""
+    """Remove what was said in a session for good. What it used and cost stays."""
     from timeline.runtime import Timeline
 
     from .app import wait_for

@@ -31,7 +31,7 @@ def path() -> None:
 
 @app.command()
 def verify(*, as_json: AsJson = False) -> None:
-    """Check every event against its digest, and the file as a whole; exit code 1 if something is wrong."""
+    """Check every event, and the file as a whole. Exit code 1 means that something is wrong."""
     from .app import wait_for
     from .opening import looking
 
@@ -62,9 +62,9 @@ def verify(*, as_json: AsJson = False) -> None:
 
 @app.command()
 def rebuild(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[PROJECTION]...", help="Which; all by default.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="PROJECTION", help="Which; all by default.")] = None,
 ) -> None:
-    """Fold the read models anew from the log, while others go on appending."""
+    """Fold the read models anew. Others may go on appending meanwhile."""
     from timeline.runtime import Timeline
 
     from .app import wait_for
@@ -97,7 +97,9 @@ def stats(*, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def backup(target: Annotated[Path, typer.Argument(help="The file to make; it must not exist.")]) -> None:
+def backup(
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="The file to make; it must not exist.")],
+) -> None:
     """Copy the store to another file while others write to it."""
     from .app import wait_for
     from .opening import looking

@@ -67,7 +67,7 @@ def run(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A tool; 'timeline tools list' names them.")],
     arguments: Annotated[
         str,
-        typer.Argument(metavar="[ARGUMENTS]", help="A JSON object, or the text of its first argument."),
+        typer.Argument(metavar="ARGUMENTS", help="A JSON object, or the text of its first argument."),
     ] = "",
     *,
     allow_dir: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sqlite3
 import subprocess
@@ -93,11 +94,39 @@ def test_misuse_is_one_sentence(home: Home, backend: Backend, argv: tuple[str, .
     assert ([], []) == (backend.requests, home.events() if home.store.exists() else [])
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("ask hi --temperature hot", "Invalid value for '--temperature': expected a number: see 'timeline ask --help'"),
+        ("ask hi --temperature 9", "Invalid value for '--temperature': expected at most 2: see 'timeline ask --help'"),
+        ("ask hi --seed 1.5", "Invalid value for '--seed': expected a whole number: see 'timeline ask --help'"),
+        ("batch - -n 0", "Invalid value for '--concurrency' / '-n': expected at least 1: see 'timeline batch --help'"),
+        ("ask hi --model", "Option '--model' requires an argument: see 'timeline ask --help'"),
+        (
+            "report --by year",
+            "Invalid value for '--by': 'year' is not one of 'day', 'month', 'model', 'provider', 'session'",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_in_words_of_the_command_line(home: Home, argv: str, said: str) -> None:
+    assert sentence(home.run(*argv.split()), 2).removeprefix("Error: ").startswith(said)
+
+
 def test_help_and_version_need_nothing(home: Home) -> None:
     for argv in (("--help",), ("-h",), ("ask", "--help"), ("--version",), ("-V",)):
         result = home.run(*argv)
         assert (0, "", True) == (result.code, result.err, bool(result.out)), argv
     assert not home.store.exists()
+
+
+@pytest.mark.parametrize("argv", [(), ("ask",), ("batch",), ("route",), ("sessions", "forget"), ("providers", "check")])
+def test_help_fits_into_60_columns_and_cuts_no_options_name(home: Home, argv: tuple[str, ...]) -> None:
+    lines = home.run(*argv, "--help", env={"COLUMNS": "60"}).out.splitlines()
+
+    assert max(map(len, lines)) <= 60
+    assert [] == [line for line in lines if re.search(r"--[\w-]*…|--[\w-]*\.\.\.|\[/?bold", line)]
+    if argv == ("ask",):
+        assert any("--show-cognition / --no-show-cognition" in line for line in lines)
 
 
 # ------------------------------------------------------------------ providers, models, keys
