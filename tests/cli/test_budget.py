@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import threading
 import time
 from typing import Any
 
 import pytest
 from support import answers
-from support.answers import FOREVER, answer
+from support.answers import FOREVER, answer, stream
 from support.command import Backend, Home
 
 CENT_PER_TOKEN = {"input_per_million": 1e4, "output_per_million": 1e4}
@@ -56,6 +57,25 @@ def test_a_question_that_may_cost_too_much_is_not_asked_and_exits_with_3(home: H
     (event,) = exceeded(home)
     assert (10**8, 0, 10**8, 15 * 10**7) == (event["spent"], event["reserved"], event["requested"], event["limit"])
     assert 1 == home.types().count("request.sent")
+
+
+@pytest.mark.parametrize("argv", [("budget", "--json"), ("report",), ("ask", "hello", "--max-tokens", "4")])
+def test_what_a_killed_process_reserved_is_free_for_whatever_command_comes_next(
+    home: Home, backend: Backend, argv: tuple[str, ...]
+) -> None:
+    configure(home, {"name": "all", "limit_usd": 0.19, "window": "total"}, price=CENT_PER_TOKEN)
+    backend.says(stream("Hi", FOREVER), answer("Hi", tokens=(6, 3)))
+    process = home.start("ask", "hello", "--max-tokens", "4")
+    process.read_until("Hi")
+    process.send(signal.SIGKILL)
+    process.wait()
+
+    assert 0 == home.run(*argv).code
+    (end,) = home.events("call.interrupted")
+    assert "abandoned" == end["data"]["reason"]
+    spent = end["data"]["cost"]["nano_usd"] / 1e9 + (0.09 if argv[0] == "ask" else 0)
+    (state,) = home.run("budget", "--json").json()["budgets"]
+    assert (0, pytest.approx(spent)) == (state["reserved"], state["spent"])
 
 
 def test_a_warning_tells_what_may_be_passed_from_what_is(home: Home, backend: Backend) -> None:
