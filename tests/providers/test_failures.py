@@ -102,6 +102,7 @@ def said(message, **more):
         (429, [said("You exceeded your current quota.\nPlease retry in 36.5s.", code=429)], "rate_limited", True),
         (400, [said("API key not valid.", code=400, status="INVALID_ARGUMENT")], "authentication", False),
         (400, {"code": "invalid argument", "error": "Incorrect API key provided: xa***."}, "authentication", False),
+        (403, {"message": "The API key is invalid."}, "authentication", False),
         (400, said("User location is not supported for the API use."), "permission", False),
         (400, said("Organization has been restricted.", code="organization_restricted"), "permission", False),
         (400, said("foo/bar is not a valid model ID", code=400), "model_not_found", False),

@@ -12,6 +12,7 @@ from support.recordings import KEY, recordings
 from timeline.errors import BadResponse, BrokenStream, ProviderError
 from timeline.events import RateLimit, Usage
 from timeline.providers import (
+    Capabilities,
     ImagePart,
     LLMRequest,
     Message,
@@ -625,6 +626,12 @@ async def test_models_with_what_each_server_tells_of_them():
         {"id": "router", "context_length": 9, "top_provider": {"max_completion_tokens": 3}},
         {"id": "llama", "meta": {"n_ctx": 4096, "n_ctx_train": 40960}},
         {"id": "odd", "context_window": True, "context_length": -1, "max_completion_tokens": "many"},
+        {
+            "id": "openrouter",
+            "architecture": {"input_modalities": ["text", "image"]},
+            "supported_parameters": ["tools", "structured_outputs", "temperature"],
+        },
+        {"id": "mistral", "capabilities": {"completion_chat": True, "function_calling": True, "vision": False}},
         {"no": "id"},
         7,
     ]
@@ -640,6 +647,8 @@ async def test_models_with_what_each_server_tells_of_them():
         ModelInfo("router", "x", context=9, max_output=3, local=True),
         ModelInfo("llama", "x", context=4096, local=True),
         ModelInfo("odd", "x", local=True),
+        ModelInfo("openrouter", "x", local=True, capabilities=Capabilities(tools=True, schema=True, images=True)),
+        ModelInfo("mistral", "x", local=True, capabilities=Capabilities(tools=True, schema=True)),
     ] == models
     assert ("GET", "/models") == (server.requests[0].method, server.requests[0].path)
 

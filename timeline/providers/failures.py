@@ -140,7 +140,7 @@ _QUOTA = re.compile(
     # Cerebras calls its limits per minute quotas.
     r"|(?<!token_)(?<!request_)quota_exceeded|exceeded_current_quota|blocked_api_access|arrearage"
     r"|credit balance is too low|exceeded your current quota|api usage limits|insufficient credits|insufficient balance"
-    r"|spend(?:ing)? limit|available credits|any credits|call volume quota|reached your \w+ usage limit",
+    r"|spend(?:ing)? limit|available credits|\bany credits|call volume quota|reached your \w+ usage limit",
     re.IGNORECASE,
 )
 _CONTENT = re.compile(
@@ -158,7 +158,7 @@ _BUSY = re.compile(
     r"overloaded|insufficient_system_resource|over[_ ]capacity|capacity_exceeded|server busy|slow_down|engine is currently",
     re.IGNORECASE,
 )
-_KEY = re.compile(r"(?:incorrect|invalid) api key|api key not valid|api_key_invalid", re.IGNORECASE)
+_KEY = re.compile(r"(?:incorrect|invalid) api key|api key (?:is )?(?:not valid|invalid)|api_key_invalid", re.IGNORECASE)
 _NOT_ALLOWED = re.compile(r"location is not supported|organization_restricted", re.IGNORECASE)
 
 _STATUS_OF = {

@@ -467,4 +467,22 @@ class OpenAIProvider(HTTPProvider):
             context=next(filter(None, contexts), None),
             max_output=next(filter(None, outputs), None),
             local=self.local,
+            capabilities=_abilities(entry),
         )
+
+
+def _abilities(entry: dict[str, Any]) -> Capabilities | None:
+    """What a model can do, where its entry in the list tells: OpenRouter's and Mistral's do."""
+    asked, told, built = entry.get("supported_parameters"), entry.get("capabilities"), entry.get("architecture")
+    if isinstance(asked, list):
+        takes = built.get("input_modalities") if isinstance(built, dict) else None
+        return Capabilities(
+            tools="tools" in asked,
+            schema="structured_outputs" in asked,
+            images=isinstance(takes, list) and "image" in takes,
+            reasoning="reasoning" in asked,
+        )
+    if isinstance(told, dict) and "function_calling" in told:
+        tools, images, reasoning = (told.get(name) is True for name in ("function_calling", "vision", "reasoning"))
+        return Capabilities(tools=tools, schema=True, images=images, reasoning=reasoning)
+    return None
