@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -273,6 +275,29 @@ def test_a_byte_of_a_body_that_is_no_text_any_more_is_found(path: Path) -> None:
     path.write_bytes(raw[:at] + b"\xff" + raw[at + 1 :])
 
     assert 1 == verified(path).position
+
+
+def test_what_a_damaged_row_lacks_is_found(path: Path) -> None:
+    """A flipped bit can make a column null that the table says never is."""
+    for name in ("data", "digest"):
+        lax = "PRAGMA writable_schema=ON; UPDATE sqlite_master SET sql = replace(sql, '{0} TEXT{1}', '{0} TEXT{2}')"
+        never = " NOT NULL"
+        change(path, lax.format(name, never, ""))
+        force(path, f"UPDATE events SET {name} = NULL WHERE position = 3")
+        change(path, lax.format(name, "", never))
+
+    async def read() -> list[e.Event]:
+        async with opened(path) as store:
+            return [event async for event in store.read()]
+
+    assert 3 == verified(path).position
+    with pytest.raises(StoreDamaged):
+        asyncio.run(read())
+
+
+def change(path: Path, script: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as conn:
+        conn.executescript(script)
 
 
 def spoil(path: Path, at: int) -> None:

@@ -361,9 +361,11 @@ def _read(
         query = query.where(table.c.call_id == call_id)
     if until is not None:
         query = query.where(table.c.position <= until)
+    # A damaged row can lack what the table says is never null.
+    rows = ((row, row.data or "") for row in conn.execute(query))
     return [
-        recorded(row, None if schema.forgotten_digest(row.data.encode()) else decode(row.type, row.v, row.data))
-        for row in conn.execute(query)
+        recorded(row, None if schema.forgotten_digest(data.encode()) else decode(row.type, row.v, data))
+        for row, data in rows
     ]
 
 

@@ -144,7 +144,7 @@ class Check:
     def _contents(self, conn: Connection) -> Verification:
         table = schema.contents
         for digest, body in conn.execute(select(table.c.digest, cast(table.c.body, LargeBinary))):
-            if content_digest(body) != digest:
+            if body is None or content_digest(body) != digest:
                 return self.result(f"the body {digest} in contents is not what was recorded")
             self._bodies.pop(digest, None)
         redacted = _redactions(conn)
@@ -172,7 +172,8 @@ def page(conn: Connection, after: int) -> list[Row]:
         readable: Any = tuple(
             value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in header
         )
-        rows.append(Row(readable, data, digest.decode("utf-8", "replace")))
+        # A damaged row can lack what the table says is never null.
+        rows.append(Row(readable, data or b"", (digest or b"").decode("utf-8", "replace")))
     return rows
 
 
