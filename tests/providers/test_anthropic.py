@@ -332,6 +332,19 @@ async def test_a_block_of_the_servers_that_is_cut_off_is_kept_as_it_began():
     assert ("length", {}) == (response.finish_reason, response.opaque[0].block["input"])
 
 
+async def test_calls_of_a_server_that_numbers_no_block_are_kept_apart():
+    events = []
+    for name in ("a", "b", "c"):
+        events += [
+            block(0, type="tool_use", id=name, name=name, input={}),
+            delta(0, "input_json_delta", partial_json="{}"),
+        ]
+        events += [stop(0)]
+    response = await answer(start(), *({**event, "index": 0} for event in events), *ending("tool_use"))
+
+    assert ["a", "b", "c"] == [call.name for call in response.tool_calls]
+
+
 async def test_events_without_data_keep_a_connection_alive():
     response = await answer(start(), "", block(0, type="text", text="x"), " ", stop(0), *ending())
 

@@ -197,7 +197,7 @@ class MessagesParser:
             case "tool_use":
                 if block.get("name") == self._answer_tool:
                     return ()
-                number = self._calls[index] = len(self._calls)
+                number = self._calls[index] = max(self._calls.values(), default=-1) + 1
                 return (Delta("", "tool_call", number, _text(block.get("id")), _text(block.get("name"))),)
         return ()
 
