@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.model, pytest.mark.slow]
 QUESTION = "Name three colours of the rainbow."
 SCHEMA = {
     "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 30}, "population": {"type": "integer", "maximum": 10**9}},
+    "properties": {"city": {"type": "string", "maxLength": 12}, "population": {"type": "integer", "maximum": 10**9}},
     "required": ["city", "population"],
     "additionalProperties": False,
 }
@@ -50,7 +50,7 @@ def asking(text=QUESTION, **more):
     return LLMRequest(
         model="smollm2",
         messages=[{"role": "user", "content": text}],
-        **{"max_tokens": 40, "temperature": 0.0, "seed": 1, **more},
+        **{"max_tokens": 16, "temperature": 0.0, "seed": 1, **more},
     )
 
 
@@ -58,7 +58,7 @@ async def raw(llama_server, **more):
     """The same question, asked without any adapter."""
     body = {
         "messages": [{"role": "user", "content": QUESTION}],
-        "max_tokens": 40,
+        "max_tokens": 16,
         "temperature": 0.0,
         "seed": 1,
         "cache_prompt": False,
