@@ -504,6 +504,13 @@ async def test_a_call_of_nothing_is_none(delta):
     assert ((), "stop") == (response.tool_calls, response.finish_reason)
 
 
+async def test_whole_calls_of_one_chunk_that_share_a_number_are_told_apart():
+    calls = [{"index": 0, "id": "", "function": {"name": "a", "arguments": f'{{"x":{n}}}'}} for n in (1, 2)]
+    response = await answer(chunk({"tool_calls": calls}), chunk({}, "stop"), "[DONE]")
+
+    assert [("a", {"x": 1}), ("a", {"x": 2})] == [(call.name, call.arguments) for call in response.tool_calls]
+
+
 async def test_calls_cut_off_by_length_are_no_finished_calls():
     response = await answer(fragment(0, "c1", "a", '{"x'), chunk({}, "length"), "[DONE]")
 

@@ -197,6 +197,7 @@ class ChatParser:
                     if delta.refusal:
                         _add_text(items, delta.refusal, "text")
                     if delta.tool_calls:
+                        _tell_apart(delta.tool_calls)
                         items += filter(None, map(self._call, delta.tool_calls))
                     if delta.function_call is not None:
                         items += filter(None, (self._call(_ToolCall(0, None, delta.function_call)),))
@@ -283,6 +284,15 @@ class ChatParser:
         if self._extras:
             block["extra_content"] = self._extras
         return (OpaquePart(self._head.speaker.name, block),) if block and self._calls else ()
+
+
+def _tell_apart(calls: list[_ToolCall]) -> None:
+    """Gemini has sent whole parallel calls in one chunk, all with number 0 and no ids: then the numbers mean nothing."""
+    numbers: set[int | None] = set()
+    for call in calls if len(calls) > 1 else ():
+        if call.index in numbers and call.function is not None and call.function.name:
+            call.index = None
+        numbers.add(call.index)
 
 
 def _add_text(items: list[Item], content: Any, kind: Literal["text", "reasoning"]) -> None:
