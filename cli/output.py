@@ -46,17 +46,25 @@ _as_json = False
 @functools.cache
 def stdout() -> Console:
     """The console for what was asked for."""
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
+    return _console(to_stderr=False)
 
 
 @functools.cache
 def stderr() -> Console:
     """The console for everything else."""
+    return _console(to_stderr=True)
+
+
+def _console(*, to_stderr: bool) -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    class Told(Console):
+        """One that lets a closed pipe be told, where rich would end the process with 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Told(stderr=to_stderr, highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 def notice(text: str) -> None:

@@ -150,6 +150,22 @@ def test_a_signal_ends_it_quickly_and_is_recorded(
     assert "Traceback" not in process.errors()
 
 
+@pytest.mark.parametrize(
+    "argv", [("replay", "last"), ("sessions", "show", "last"), ("search", "word1"), ("sessions", "list")]
+)
+def test_whoever_looks_at_a_part_alone_ends_what_is_shown_silently(
+    home: Home, backend: Backend, argv: tuple[str, ...]
+) -> None:
+    backend.says(answer(*HELLO))
+    home.run("ask", "hi")
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = home.start(*argv, stdout=writing)
+    os.close(writing)
+
+    assert (EXIT_PIPE, "") == (process.wait(), process.errors())
+
+
 def test_an_interrupted_call_marks_its_usage_as_an_estimate(home: Home, backend: Backend) -> None:
     process = started(home, backend)
 
