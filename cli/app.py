@@ -161,6 +161,8 @@ def _misused(exc: TyperException) -> int:
 _WORDS = (
     (re.compile(r"Value error, "), ""),
     (re.compile(r"\. Did you mean (.*)\?$"), r" (did you mean \1?)"),
+    (re.compile(r"\b[Dd]ir(?:ectory)? ('.*') does not exist\.?"), r"there is no folder \1"),
+    (re.compile(r"\b[Dd]ir(?:ectory)? ('.*') is a file\.?"), r"\1 is no folder"),
     (re.compile(r"Input should be a valid number\b.*"), "expected a number"),
     (re.compile(r"Input should be a valid integer\b.*"), "expected a whole number"),
     (re.compile(r"Input should be greater than or equal to "), "expected at least "),

@@ -76,7 +76,13 @@ def ask(
     ] = None,
     allow_dirs: Annotated[
         list[Path] | None,
-        typer.Option("--allow-dir", metavar="DIR", help="A folder that tools may read, too; repeatable."),
+        typer.Option(
+            "--allow-dir",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="A folder that tools may read, too; repeatable.",
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Let tools change things without asking.")] = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Ask for the answer in one piece.")] = False,

@@ -26,6 +26,8 @@ app = typer.Typer(help="Keep, list and remove API keys.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The provider, as in -m NAME:model.")]
 
+LARGEST = 1 << 16
+"""Bytes that are read as a key; what is longer is none."""
 PLACES = {"config": "api_key in", "key_cmd": "key_cmd", "environment": "environment:", "file": "", "keyring": "keyring"}
 
 
@@ -160,7 +162,7 @@ def _typed(name: str) -> str:
     if sys.stdin is None or sys.stdin.closed:
         return ""
     if not sys.stdin.isatty():
-        return sys.stdin.buffer.read().decode("utf-8", "replace")
+        return sys.stdin.buffer.read(LARGEST).decode("utf-8", "replace")
     from getpass import getpass
 
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from timeline.errors import NotFound, UsageError
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from timeline.cognition.prompts import File
 
 __all__ = ["question"]
+
+LARGEST = 32 << 20
+"""Bytes; no model takes more (https://docs.claude.com/en/api/overview#request-size-limits), and a device may never end."""
 
 
 def question(words: Sequence[str] | None, paths: Sequence[Path] | None) -> tuple[str, tuple[File, ...]]:
@@ -36,11 +39,20 @@ def _prompt(words: Sequence[str]) -> str:
     if "-" in words or _has_input():
         try:
             # Decoded by hand: Python's own reading would change line ends, and replaces what is no UTF-8.
-            piped = sys.stdin.buffer.read().decode().strip()
+            piped = _whole(sys.stdin.buffer, "standard input").decode().strip()
         except UnicodeDecodeError as exc:
             msg = "standard input is not UTF-8 text: convert it, or attach a text file with -f"
             raise UsageError(msg) from exc
     return "\n\n".join(part for part in (piped, text) if part)
+
+
+def _whole(file: BinaryIO, name: str) -> bytes:
+    """All of it, if it ends in time."""
+    data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        msg = f"{name} is larger than {LARGEST >> 20} MiB, which no model takes: ask about a part of it"
+        raise UsageError(msg)
+    return data
 
 
 def _has_input() -> bool:
@@ -52,7 +64,8 @@ def _file(path: Path) -> File:
     from timeline.cognition.prompts import attach
 
     try:
-        return attach(path.name, path.read_bytes())
+        with path.open("rb") as file:
+            return attach(path.name, _whole(file, str(path)))
     except FileNotFoundError as exc:
         msg = f"there is no file {path}: check the path after -f"
         raise NotFound(msg) from exc

@@ -71,7 +71,10 @@ def run(
     ] = "",
     *,
     allow_dir: Annotated[
-        list[Path] | None, typer.Option("--allow-dir", metavar="DIR", help="A further folder that may be read.")
+        list[Path] | None,
+        typer.Option(
+            "--allow-dir", metavar="DIR", exists=True, file_okay=False, help="A further folder that may be read."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Let it change something without asking.")] = False,
     as_json: AsJson = False,

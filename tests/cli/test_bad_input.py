@@ -94,6 +94,16 @@ def test_misuse_is_one_sentence(home: Home, backend: Backend, argv: tuple[str, .
     assert ([], []) == (backend.requests, home.events() if home.store.exists() else [])
 
 
+@pytest.mark.parametrize("argv", [("ask", "hi", "-f", "/dev/zero"), ("ask",)], ids=["file", "standard input"])
+def test_what_never_ends_is_no_prompt(home: Home, argv: tuple[str, ...]) -> None:
+    with Path("/dev/zero").open("rb") as endless, tempfile.TemporaryFile() as out:
+        process = home.start(*argv, stdin=endless if argv == ("ask",) else subprocess.DEVNULL, stdout=out)
+
+        assert 2 == process.wait()
+    what = "standard input" if argv == ("ask",) else "/dev/zero"
+    assert f"Error: {what} is larger than 32 MiB, which no model takes: ask about a part of it\n" == process.errors()
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -102,6 +112,10 @@ def test_misuse_is_one_sentence(home: Home, backend: Backend, argv: tuple[str, .
         ("ask hi --seed 1.5", "Invalid value for '--seed': expected a whole number: see 'timeline ask --help'"),
         ("batch - -n 0", "Invalid value for '--concurrency' / '-n': expected at least 1: see 'timeline batch --help'"),
         ("ask hi --model", "Option '--model' requires an argument: see 'timeline ask --help'"),
+        (
+            "ask hi --allow-dir /nowhere",
+            "Invalid value for '--allow-dir': there is no folder '/nowhere': see 'timeline ask --help'",
+        ),
         (
             "report --by year",
             "Invalid value for '--by': 'year' is not one of 'day', 'month', 'model', 'provider', 'session'",

@@ -55,8 +55,9 @@ def nearest(key: str, known: list[str]) -> str:
     """The end of a sentence about an unknown key: what was meant, or what there is."""
     import difflib
 
-    close = difflib.get_close_matches(key, known, 1)
-    return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(key.lower(), names, 1)
+    return f"did you mean {names[close[0]]}?" if close else f"expected one of {', '.join(known)}"
 
 
 # ------------------------------------------------------------------ a file to plain data
