@@ -25,6 +25,9 @@ __all__ = ["app", "paths"]
 app = typer.Typer(help="Show the settings in force, or begin a configuration file.", no_args_is_help=True)
 
 
+LONG = 50
+"""Characters of a setting up to which its source stands in one column with the others'."""
+
 STARTER = """\
 ## Settings of timeline. All are optional: as it stands, this file changes nothing.
 ## `timeline config show` prints what is in force, and where each value comes from.
@@ -197,7 +200,8 @@ def _annotated(settings: Iterable[Setting]) -> Iterator[str]:
     home = str(Path.home())
     leaves = _nested((setting.path, (setting.value, setting.source)) for setting in settings)
     lines = list(_lines(leaves, ""))
-    width = max(len(line) for line, source in lines if source)
+    # A long line is no reason to move the comments of all others out of sight.
+    width = max((len(line) for line, source in lines if source and len(line) <= LONG), default=0)
     for line, source in lines:
         shown = f"~{source.removeprefix(home)}" if source.startswith(f"{home}/") else source
         yield f"{line:<{width}}  # {shown}" if source else line
@@ -219,6 +223,10 @@ def _lines(tree: dict[str, Any], indent: str) -> Iterator[tuple[str, str]]:
         if isinstance(item, dict):
             yield f"{indent}{name}:", ""
             yield from _lines(item, f"{indent}  ")
+            continue
+        value, source = item
+        if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+            yield f"{indent}{name}:", ""
+            yield from ((f"{indent}  - {json.dumps(each, ensure_ascii=False)}", source) for each in value)
         else:
-            value, source = item
             yield f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}", source

@@ -84,7 +84,7 @@ def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, 
     costs = [_cost(row) for row in (*rows, totals)]
     table.add_column("cost", costs[-1], justify="right", min_width=max(map(len, costs)))
     # Numbers keep their width; names give way.
-    space = output.stdout().width - sum(width + 2 for width in widths) - max(map(len, costs)) - 6
+    space = output.stdout().width - sum(width + 2 for width in widths) - max(map(len, costs)) - 4
     for index, row in enumerate(rows):
         group = f"{row.group[:13]} {titles[row.group]}" if row.group in titles else row.group
         group = output.harmless(group, output.stdout())

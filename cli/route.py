@@ -187,7 +187,8 @@ def _lines(explained: Explained, now: int, *, estimates: bool) -> list[str]:
     if estimates:
         answers = {answer_tokens(request, known.stats) for known in facts.models.values()} or {0}
         most = f"{min(answers):,}" if len(answers) == 1 else f"{min(answers):,} to {max(answers):,}"
-        lines.append(f"about {request.input_tokens:,} tokens in and {most} out; a model may write more or less")
+        tokens = "1 token" if request.input_tokens == 1 else f"{request.input_tokens:,} tokens"
+        lines.append(f"about {tokens} in and {most} out; a model may write more or less")
     return lines
 
 

@@ -93,7 +93,8 @@ def stats(*, as_json: AsJson = False) -> None:
         output.emit_json(values)
         return
     for name, value in values.items():
-        sys.stdout.write(f"{name.replace('_', ' '):16} {f'{value:,}' if type(value) is int else value}\n")
+        told = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        sys.stdout.write(f"{name.replace('_', ' '):16} {f'{told:,}' if isinstance(told, int) else told}\n")
 
 
 @app.command()

@@ -29,6 +29,7 @@ __all__ = ["app"]
 app = typer.Typer(help="List the tools that models may use, and try one.", no_args_is_help=True)
 
 DESCRIPTION_CHARACTERS = 76
+"""Shown of a description at most; less where a terminal is narrower."""
 
 
 @app.command("list")
@@ -40,18 +41,20 @@ def list_(*, as_json: AsJson = False) -> None:
         return
     width = max(len(row.name) for row in listed)
     for row in listed:
-        sys.stdout.write(f"{row.name.ljust(width)}  {'on ' if row.on else 'off'}  {_told(row)}\n")
+        head = f"{row.name.ljust(width)}  {'on ' if row.on else 'off'}  "
+        sys.stdout.write(f"{head}{_told(row, len(head))}\n")
 
 
-def _told(row: Listed) -> str:
-    text = row.description or row.origin
-    if len(text) > DESCRIPTION_CHARACTERS:
-        text = f"{text[: DESCRIPTION_CHARACTERS - 1].rstrip()}…"
+def _told(row: Listed, begins: int) -> str:
+    text, console = row.description or row.origin, output.stdout()
+    room = min(DESCRIPTION_CHARACTERS, console.width - begins) if console.is_terminal else DESCRIPTION_CHARACTERS
+    if len(text) > room:
+        text = f"{text[: room - 1].rstrip()}…"
     if row.changes:
         text += " (asks first: it changes something)"
     if row.origin != "built in" and row.description:
         text += f" [{row.origin}]"
-    return output.harmless(f"{text}  off: {row.reason}" if row.reason else text, output.stdout())
+    return output.harmless(f"{text}  off: {row.reason}" if row.reason else text, console)
 
 
 async def _listed() -> tuple[Listed, ...]:

@@ -123,12 +123,14 @@ def test_show_prints_yaml_that_means_what_is_in_force(home: Path, timeline: Run)
     home.mkdir()
     (home / "config.yaml").write_text(
         "llm_providers:\n  'on': {kind: openai, base_url: 'http://localhost:1', models: ['a: b', '#c']}\n"
-        "  my server: {kind: ollama, timeouts: {connect: null}}"
+        "  my server: {kind: ollama, timeouts: {connect: null}}\n"
+        "budgets: [{name: all of it, limit_usd: 20, window: total}, {name: careful, limit_tokens: 5}]"
     )
     done = timeline("config", "show")
     as_json = shown(timeline("config", "show", "--json"))
 
     assert as_json["settings"] == yaml.safe_load(done.stdout)
+    assert max(map(len, (line.partition("  # ")[0] for line in done.stdout.splitlines()))) <= 70
     assert {"kind": "openai", "base_url": "http://localhost:1", "models": ["a: b", "#c"]} == as_json["settings"][
         "llm_providers"
     ]["on"]

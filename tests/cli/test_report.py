@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.answers import answer, error, limited, refused, stream
+from support.answers import FOREVER, answer, error, limited, refused, stream
 from support.command import Backend, Home, Zygote
 
 TODAY = dt.datetime.now().astimezone().date()
@@ -125,6 +126,22 @@ def test_the_table_fits_and_marks_what_is_estimated(used: Home) -> None:
     assert "t:big" in result.out
     assert "free" in result.out
     assert "estimates" in result.err
+
+
+def test_at_60_columns_a_day_is_whole_beside_all_that_can_be_counted(home: Home, backend: Backend) -> None:
+    backend.says(answer("one", tokens=(12_345, 1234)), refused(500), stream("two", FOREVER))
+    home.run("ask", "first")
+    home.run("ask", "second")
+    process = home.start("ask", "third")
+    process.read_until("two")
+    process.send(signal.SIGINT)
+    process.wait()
+
+    lines = home.run("report", env={"COLUMNS": "60"}).out.splitlines()
+
+    assert ["day", "calls", "failed", "stopped", "input", "output", "cost"] == lines[1].split()
+    assert [str(TODAY), "3", "1", "1"] == lines[3].split()[:4]
+    assert max(map(len, lines)) <= 60
 
 
 def test_days_are_those_of_this_time_zone(used: Home) -> None:
