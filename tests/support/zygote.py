@@ -8,6 +8,7 @@ of JSON with three file descriptors beside it; the answers are the pid, then the
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import fcntl
@@ -19,6 +20,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -49,7 +51,32 @@ def _preload() -> None:
     import timeline.providers.openai
     import timeline.runtime  # noqa: F401
 
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(_ask_once(Path(folder)))
+    # A fork with threads would be one without them.
+    assert 1 == threading.active_count()
+    gc.collect()
     gc.freeze()
+
+
+async def _ask_once(folder: Path) -> None:
+    """One turn, so that what a process works out of its types and statements once is worked out before the forks.
+
+    Nothing of the turn itself is kept: what the library remembers beyond a `Timeline` is of the machine or goes by pid.
+    """
+    import timeline.config
+    from support.answers import answer
+    from support.loopback import Server
+    from timeline.runtime import Timeline
+
+    async with Server(answer("Yes")) as server:
+        entry = {"kind": "openai", "base_url": f"{server.url}/v1", "models": ["m"], "local": True}
+        settings = {"llm_providers": {"t": entry}, "routing_strategy": {"default": "t:m", "fallback": None}}
+        (folder / "config.yaml").write_text(json.dumps(settings))
+        config = timeline.config.load(environ={"TIMELINE_HOME": str(folder), "HOME": str(folder)}, cwd=folder)
+        async with Timeline.open(config=config) as opened:
+            items = [item async for item in opened.ask("hi", direct=True)]
+        assert "Yes" == items[-1].text
 
 
 def _serve(listener: socket.socket) -> dict | None:

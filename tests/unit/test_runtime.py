@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support import mcp_server
-from support.answers import FOREVER, answer, limited, stream
+from support.answers import FOREVER, answer, refused, stream
 from support.loopback import Server
 
 import timeline.config
@@ -76,7 +76,7 @@ async def test_the_example_of_the_documentation(opened: Timeline, capsys: pytest
 
 
 async def test_a_failed_turn_is_told_not_raised(opened: Timeline, server: Server) -> None:
-    server.replies[:] = [limited()]
+    server.replies[:] = [refused(429, "Too many requests", **{"retry-after": "0.01"})]
 
     end = (await ask(opened))[-1]
 

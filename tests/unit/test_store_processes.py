@@ -40,18 +40,18 @@ async def whole(path: Path, count: int) -> None:
 
 async def test_any_number_of_first_starts_at_once(tmp_path: Path) -> None:
     path = tmp_path / "new" / "timeline.db"
-    for before in (0, 30):
-        outcomes = together(30, APPEND.format(path=str(path)))
+    for before in (0, 16):
+        outcomes = together(16, APPEND.format(path=str(path)))
 
         assert [] == [outcome for outcome in outcomes if "ok" not in (outcome or {})]
         positions, pids = zip(*(outcome["ok"] for outcome in outcomes), strict=True)
-        assert list(range(before + 1, before + 31)) == sorted(positions)
-        assert 30 == len(set(pids))
+        assert list(range(before + 1, before + 17)) == sorted(positions)
+        assert 16 == len(set(pids))
         # Nobody is open any more, so nothing stands beside the file.
         assert ["timeline.db", "timeline.db.lock"] == beside(path)
 
         if before:
-            await whole(path, 60)
+            await whole(path, 32)
 
 
 CHATTER = """
