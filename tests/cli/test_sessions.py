@@ -60,18 +60,20 @@ def test_each_request_refers_to_what_was_sent(home: Home, backend: Backend) -> N
     assert ("user", False) == (last["role"], last["ref"] == user["ref"])
 
 
-@pytest.mark.parametrize("how", ["prefix", "title", "title in other case", "last", "whole id"])
-def test_a_session_is_named_by(home: Home, backend: Backend, how: str) -> None:
+def test_a_session_is_named_by_its_id_a_prefix_its_title_or_last(home: Home, backend: Backend) -> None:
     ask(home, backend, "Other", "Another one")
     ask(home, backend, "One", "Why is it so?")
     wanted = ids(home)[1]
-    if how != "last":
+    said = [("user", "Why is it so?"), ("assistant", "One")]
+
+    for name in ("last", wanted, wanted[:-4], "Why is it so?", "why IS it so?"):
+        ask(home, backend, "Two", "--session", name, "second")
+
+        said += [("user", "second")]
+        assert said == backend.messages(), name
+        said += [("assistant", "Two")]
+        # Another one is the last now.
         ask(home, backend, "Last", "The last one")
-    name = {"prefix": wanted[:-4], "title": "Why is it so?", "title in other case": "why IS it so?", "last": "last"}
-
-    ask(home, backend, "Two", "--session", name.get(how, wanted), "second")
-
-    assert [("user", "Why is it so?"), ("assistant", "One"), ("user", "second")] == backend.messages()
 
 
 def test_last_is_the_session_used_last_not_the_newest(home: Home, backend: Backend) -> None:
@@ -142,27 +144,26 @@ def test_a_private_turn_is_not_sent_again(home: Home, backend: Backend) -> None:
     assert [("user", "first"), ("assistant", "One"), ("user", "third")] == backend.messages()
 
 
-@pytest.mark.parametrize(
-    ("argv", "code"),
-    [
-        (("--session", "nope"), 6),
-        (("--session", ""), 6),
-        (("--session", "%"), 6),
-        (("--session", "01"), 2),
-        (("-c", "--session", "last"), 2),
-    ],
-    ids=["unknown", "empty", "wildcard", "ambiguous", "both"],
-)
-def test_no_session_or_too_many_ask_nothing(home: Home, backend: Backend, argv: tuple[str, ...], code: int) -> None:
+NO_SESSION = {
+    "unknown": (("--session", "nope"), 6),
+    "empty": (("--session", ""), 6),
+    "wildcard": (("--session", "%"), 6),
+    "ambiguous": (("--session", "01"), 2),
+    "both": (("-c", "--session", "last"), 2),
+}
+
+
+def test_no_session_or_too_many_ask_nothing(home: Home, backend: Backend) -> None:
     ask(home, backend, "One", "first")
     ask(home, backend, "Two", "second")
     before = home.events()
     backend.says(answer("never"))
 
-    result = home.run("ask", "third", *argv)
+    for name, (argv, code) in NO_SESSION.items():
+        result = home.run("ask", "third", *argv)
 
-    assert (code, "", 1) == (result.code, result.out, len(result.err.splitlines()))
-    assert ([], before) == (backend.requests, home.events())
+        assert (code, "", 1) == (result.code, result.out, len(result.err.splitlines())), name
+        assert ([], before) == (backend.requests, home.events()), name
 
 
 def test_continuing_without_any_session_says_so(home: Home, backend: Backend) -> None:

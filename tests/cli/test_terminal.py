@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.answers import FOREVER, answer, delta, event, refused, stream, usage
-from support.command import Backend, Home
+from support.command import Backend, Home, Zygote
 from support.terminal import Terminal
 
 WORDS = [f"w{number:03}" for number in range(160)]
@@ -118,10 +121,19 @@ RICH = "# Title\n\n**bold** and `code`\n\n- [link](http://localhost/)\n\n```pyth
 SHOWN = [("ask", "a question"), ("replay", "last"), ("sessions", "list"), ("report",), ("ask", "hi", "-m", "nope:x")]
 
 
+@pytest.fixture(scope="module")
+def store_of_a_turn(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote, running_backend: Backend) -> Path:
+    """A store in which one question was asked; to be copied."""
+    with Home(tmp_path_factory.mktemp("used") / "home", zygote, running_backend.url) as home:
+        running_backend.says(answer(*pieces(RICH)))
+        assert 0 == home.run("ask", "a question").code
+        return home.store
+
+
 @pytest.fixture
-def used(home: Home, backend: Backend) -> Home:
+def used(home: Home, backend: Backend, store_of_a_turn: Path) -> Home:
     backend.says(answer(*pieces(RICH)))
-    home.run("ask", "a question")
+    shutil.copy(store_of_a_turn, home.store)
     return home
 
 
@@ -166,20 +178,25 @@ def test_a_pipe_gets_neither_colours_nor_markdown(used: Home) -> None:
 # ------------------------------------------------------------------ width
 
 
+@pytest.fixture(scope="module")
+def long_names(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote, running_backend: Backend) -> Iterator[Home]:
+    """Three questions and a model with names longer than any line, and large numbers."""
+    with Home(tmp_path_factory.mktemp("long") / "home", zygote, running_backend.url) as home:
+        running_backend.says(answer("Yes", tokens=(123_456_789, 1_234_567)))
+        for number in range(3):
+            title = f"a question with a very long title, longer than any line, number {number}"
+            assert 0 == home.run("ask", title, "-m", "t:" + "m" * 50).code
+        yield home
+
+
 @pytest.mark.parametrize("columns", [40, 60])
 @pytest.mark.parametrize(
     "argv",
     [("report",), ("report", "--by", "session"), ("report", "--by", "model"), ("sessions", "list")],
     ids=" ".join,
 )
-def test_tables_fit(home: Home, backend: Backend, argv: tuple[str, ...], columns: int) -> None:
-    for number in range(3):
-        backend.says(answer("Yes", tokens=(123_456_789, 1_234_567)))
-        home.run(
-            "ask", f"a question with a very long title, longer than any line, number {number}", "-m", "t:" + "m" * 50
-        )
-
-    with Terminal(home, *argv, columns=columns) as terminal:
+def test_tables_fit(long_names: Home, argv: tuple[str, ...], columns: int) -> None:
+    with Terminal(long_names, *argv, columns=columns) as terminal:
         assert 0 == terminal.wait()
         drawn = [
             line for line in terminal.raw.decode().split("\r\n") if "estimates" not in line and "price" not in line

@@ -8,7 +8,7 @@ import pytest
 from support.command import Backend, Home
 from support.limited import Limiter, served
 
-PROCESSES, QUESTIONS = 8, 3
+PROCESSES, QUESTIONS = 8, 2
 LIMIT, WINDOW = 5, 2_000_000
 
 
