@@ -93,12 +93,14 @@ def step_line(step: Step, bodies: Bodies, signs: Signs) -> str:
 
 
 def worth_telling(event: Event, signs: Signs) -> str | None:
-    """What keeps a call waiting, sends it elsewhere or comes near a budget, in a sentence; None of all else."""
+    """What keeps a call waiting, sends it elsewhere, cuts its prompt or comes near a budget, in a sentence; None of all else."""
     match event.data:
         case (e.RateLimitWaited(waited_us=microseconds) | e.CallRetryScheduled(delay_us=microseconds)) as note:
             return _note(note, signs) if microseconds >= TOLD_FROM_US else None
         case e.CallRerouted() | e.BudgetAlerted() | e.BudgetExceeded(action="warn" | "fallback") as note:
             return _note(note, signs)
+        case e.ResponseCompleted(cut_from=int(tokens)) as done:
+            return _cut(tokens, done.usage)
     return None
 
 
@@ -287,7 +289,7 @@ def _body(bodies: Bodies, ref: str | None) -> str | None:
 
 
 def _notes(step: Step, pen: _Pen) -> list[Text]:
-    """Waits, retries, reroutes, budgets, and text that was taken back: a line each."""
+    """Waits, retries, reroutes, budgets, text that was taken back, prompts that were cut: a line each."""
     room = pen.width - INDENT
     notes = [Text(pen.words(_note(note, pen.signs), room), style="yellow") for note in step.notes]
     asking = any(attempt.state == "open" for attempt in step.attempts)
@@ -298,7 +300,13 @@ def _notes(step: Step, pen: _Pen) -> list[Text]:
         if attempt.superseded:
             words = f"taken back: {attempt.provider}:{attempt.model} had said {attempt.text!r}"
             notes.append(Text(pen.words(words, room), style="yellow"))
+        if attempt.cut_from is not None and attempt.usage is not None:
+            notes.append(Text(pen.words(_cut(attempt.cut_from, attempt.usage), room), style="yellow"))
     return notes
+
+
+def _cut(tokens: int, usage: e.Usage) -> str:
+    return f"the prompt was cut to {usage.total_input:,} of about {tokens:,} tokens: shorten it"
 
 
 def _note(note: Note, signs: Signs) -> str:

@@ -460,6 +460,7 @@ class ResponseCompleted(EventData, frozen=True):
         request_id: The provider's id of the request.
         text_digest: BLAKE2b-128 of the answer's text (UTF-8), hex.
         rate_limits: What the headers told.
+        cut_from: About how many tokens the prompt had, where the provider counted far fewer: it left some out unsaid.
     """
 
     type: ClassVar[str] = "response.completed"
@@ -476,6 +477,7 @@ class ResponseCompleted(EventData, frozen=True):
     request_id: str | None = None
     text_digest: str | None = None
     rate_limits: tuple[RateLimit, ...] = ()
+    cut_from: int | None = None
 
 
 class CallFailed(EventData, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from typing import Any
@@ -44,6 +45,23 @@ def test_a_long_wait_and_another_ones_answer_are_told_on_stderr(home: Home, back
     again, instead, used = result.err.splitlines()
     assert ("retry 2 after 1.1s: overloaded, told to wait 1.1s", f"t:m → u:n: {BUSY}") == (again, instead)
     assert used.startswith("u:n · ")
+
+
+def test_a_prompt_that_an_old_ollama_cut_is_told_at_once_and_in_replay(home: Home, backend: Backend) -> None:
+    said = {"model": "m", "message": {"content": "Hello"}, "done": True, "prompt_eval_count": 2048, "eval_count": 1}
+    configure(home, llm_providers={"ollama": {"base_url": home.url}})
+    backend.says(lambda request: Reply.json(said if request.path == "/api/chat" else {}))
+    prompt = home.path / "long.txt"
+    prompt.write_text("word " * 8000)
+    told = r"the prompt was cut to 2,048 of about 1\d,\d{3} tokens: shorten it"
+
+    direct = home.run("ask", "-m", "ollama:m", "-f", str(prompt), "hi")
+    home.run("ask", "-m", "ollama:m", "--pipeline", "-f", str(prompt), "hi")
+    replayed = home.run("replay", "last")
+
+    assert (0, "Hello\n") == (direct.code, direct.out)
+    assert re.search(told, direct.err)
+    assert re.search(told, " ".join((replayed.out + replayed.err).split()))
 
 
 def test_a_short_wait_and_what_quiet_asked_not_to_hear_are_not_told(home: Home, backend: Backend) -> None:

@@ -270,6 +270,23 @@ async def test_the_last_usage_report_wins_and_is_kept_verbatim(calls: Recorder) 
     assert (2, {"n": 2}, "provider") == (end.usage.output, end.raw_usage, end.usage_source)
 
 
+@pytest.mark.parametrize(
+    ("cuts", "counted", "cut"), [(True, 2048, True), (True, 8000, False), (True, 0, False), (False, 2048, False)]
+)
+async def test_a_prompt_of_which_far_less_was_read_than_sent_was_cut(
+    calls: Recorder, cuts: bool, counted: int, cut: bool
+) -> None:
+    class Reader(ScriptedProvider):
+        cuts_prompts = cuts
+
+    report = UsageReport(Usage(input=counted, output=1), {})
+
+    await calls.call(Reader(["Yes", report, Finish("stop")]), prompt="word " * 8000)
+
+    (sent,), end = await calls.data(RequestSent), await calls.end()
+    assert (sent.estimated_input_tokens if cut else None) == end.cut_from
+
+
 def answers_usage(output: int):
     from timeline.events import Usage
 

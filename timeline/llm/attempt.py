@@ -57,6 +57,10 @@ __all__ = [
     "interrupt_reason",
 ]
 
+_FAR_BELOW = 2.5
+"""An estimate is seldom wrong by more than this factor."""
+_SHORT_PROMPT = 1000
+"""Tokens up to which no context is too small."""
 WINDOW_SECONDS = 0.1
 WINDOW_CHARACTERS = 64 * 1024
 
@@ -331,6 +335,7 @@ class Attempt:
             request_id=finish.request_id,
             text_digest=None if self._context.private else content_digest(text),
             rate_limits=finish.rate_limits,
+            cut_from=self._cut_from(),
         )
         self._end(done)
         return CallEnd(self._call_id, done, text, response=self._response())
@@ -403,6 +408,11 @@ class Attempt:
         wishes = estimate_tokens("".join(call.text for call in self._tool_calls))
         said = estimate_tokens("".join(self._answer))
         return Usage(input=self._estimated_input, output=said + reasoning + wishes, reasoning=reasoning)
+
+    def _cut_from(self) -> int | None:
+        """How long the prompt was, where so little of it was counted that a part must have been left out."""
+        counted = self._usage.usage.total_input if self._usage and self._provider.cuts_prompts else 0
+        return self._estimated_input if 0 < counted * _FAR_BELOW < self._estimated_input - _SHORT_PROMPT else None
 
     def _elapsed(self) -> int:
         return int((self._clock.monotonic() - self._started) * 1_000_000)

@@ -66,6 +66,7 @@ class Attempt(Struct):
         superseded: Text of it was shown, and taken back for that of a later attempt.
         source_call: Whose answer was read again.
         saved_nano_usd: What that had cost.
+        cut_from: About how many tokens its prompt had, where far fewer were read.
     """
 
     call_id: str
@@ -88,6 +89,7 @@ class Attempt(Struct):
     superseded: bool = False
     source_call: str | None = None
     saved_nano_usd: int | None = None
+    cut_from: int | None = None
 
     @property
     def text(self) -> str:
@@ -354,7 +356,7 @@ def _end_attempt(attempt: Attempt, data: e.ResponseCompleted | e.CallFailed | e.
     match data:
         case e.ResponseCompleted():
             attempt.state, attempt.finish_reason = "completed", data.finish_reason
-            attempt.time_to_first_token_us = data.time_to_first_token_us
+            attempt.time_to_first_token_us, attempt.cut_from = data.time_to_first_token_us, data.cut_from
         case e.CallFailed():
             attempt.state, attempt.error = "failed", data.error
         case e.CallInterrupted():

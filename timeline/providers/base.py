@@ -334,6 +334,8 @@ class LLMProvider(ABC):
     capabilities: ClassVar[Capabilities] = Capabilities()
     reports_usage: ClassVar[bool] = True
     """False for a service that never tells how many tokens it counted: then they are estimated."""
+    cuts_prompts: ClassVar[bool] = False
+    """True for a service that may leave out a part of a prompt that is too long, and not say so."""
     key_mark: str | None = None
     """Tells one key from another and nothing about either; None where there is no key."""
 

@@ -269,6 +269,8 @@ class OllamaProvider(HTTPProvider):
     """
 
     framer: ClassVar[type[Framer]] = NDJSONFramer
+    # Older versions don't know `truncate: false`.
+    cuts_prompts: ClassVar[bool] = True
     capabilities: ClassVar[Capabilities] = Capabilities(tools=True, schema=True, images=True, reasoning=True)
 
     def __init__(
