@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from timeline.errors import TimelineError, UsageError
+from timeline.errors import UsageError
 
 from . import output
 from .agreeing import agreed, agreeing
 from .options import AsAscii, Offline
 from .question import question
-from .shown import Learning, Shown, Watched
+from .shown import Learning, Shown, Watched, last_events
 from .signs import ascii_only
 
 if TYPE_CHECKING:
     from timeline.cognition.turn import TurnEnd
     from timeline.config import BudgetConfig
     from timeline.events import Event
-    from timeline.runtime import Timeline
 
 __all__ = ["ask"]
-
-CATCH_UP_SECONDS = 1.0
-"""How long an interrupted command looks at how it was recorded to end."""
 
 
 def ask(
@@ -246,21 +242,12 @@ async def _ask(
                             # Before anything else that takes its time.
                             shown.stop()
                 except asyncio.CancelledError:
-                    await _catch_up(timeline, shown)
+                    for event in await last_events(timeline, shown.seen):
+                        shown.event(event)
                     raise
                 finally:
                     shown.end(end)
                 return end
-
-
-async def _catch_up(timeline: Timeline, shown: Shown) -> None:
-    """Show how an interrupted turn was recorded to end; not at any price."""
-    if not shown.seen:
-        return
-    with suppress(TimelineError, TimeoutError):
-        async with asyncio.timeout(CATCH_UP_SECONDS):
-            for event in await timeline.since(shown.seen[-1]):
-                shown.event(event)
 
 
 def _schema(text: str | None) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from timeline.errors import StoreError, TimelineError
 
 from . import output
 from .agreeing import agreed
+from .shown import last_events
 from .signs import signs
 
 if TYPE_CHECKING:
@@ -113,18 +114,13 @@ def compare(
     try:
         wait_for(_ask_all(prompt, answers, view, offline=offline, yes=yes, quiet=quiet, options=options))
     except typer.Exit as stop:
-        if stop.exit_code == EXIT_INTERRUPTED and not (quiet or as_json or as_events):
-            _tell(answers)
+        if stop.exit_code == EXIT_INTERRUPTED and not as_json:
+            _tell(answers, compared=not (quiet or as_events))
         raise
     if as_json:
         output.emit_json({"answers": [_object(answer) for answer in answers]})
     else:
-        for answer in answers:
-            if answer.error is not None:
-                output.notice(f"{answer.model} gave no answer, or not all of it:")
-                output.fail(answer.error)
-        if not (quiet or as_events):
-            _tell(answers)
+        _tell(answers, compared=not (quiet or as_events))
     return next((answer.error.exit_code for answer in answers if answer.error is not None), 0)
 
 
@@ -169,6 +165,10 @@ async def _ask_all(
                 await asyncio.gather(*tasks)
             except asyncio.CancelledError as exc:
                 await _stop(tasks, *exc.args)
+                for answer in answers:
+                    for event in await last_events(timeline, answer.events):
+                        answer.take(event)
+                        view.show(answer, event)
                 raise
             finally:
                 await _stop(tasks, "closed")
@@ -352,8 +352,13 @@ def _object(answer: _Answer) -> dict[str, Any]:
     return value
 
 
-def _tell(answers: Sequence[_Answer]) -> None:
-    for line in _comparison(answers):
+def _tell(answers: Sequence[_Answer], *, compared: bool) -> None:
+    """Say what went wrong, and what each took."""
+    for answer in answers:
+        if answer.error is not None:
+            output.notice(f"{answer.model} gave no answer, or not all of it:")
+            output.fail(answer.error)
+    for line in _comparison(answers) if compared else ():
         output.notice(line)
 
 
@@ -365,13 +370,14 @@ def _comparison(answers: Sequence[_Answer]) -> list[str]:
     for answer in answers:
         turn = answer.turn()
         attempts = [attempt for step in turn.steps for attempt in step.attempts] if turn is not None else []
+        tokens = tokens_words(attempts, signs(output.stderr()))
         first = attempts[-1].time_to_first_token_us if attempts else None
         took = turn.duration_us if turn is not None else None
         rows.append(
             (
                 answer.model,
-                tokens_words(attempts, signs(output.stderr())) or "-",
-                cost_words(attempts) if attempts else "-",
+                tokens or "-",
+                cost_words(attempts) if tokens else "-",
                 output.seconds(first) if first is not None else "-",
                 output.seconds(took) if took is not None else "-",
                 (answer.session_id or "-")[:13],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING
+
+from timeline.errors import TimelineError
 
 from . import output
 
@@ -16,10 +19,15 @@ if TYPE_CHECKING:
     from timeline.cognition.turn import TurnEnd
     from timeline.events import Event
     from timeline.providers.base import Delta
+    from timeline.runtime import Timeline
 
     from .markdown import StreamingMarkdown
 
-__all__ = ["AnswerText", "Direct", "Learning", "Shown", "Watched", "session_hint", "tell_interrupted"]
+__all__ = ["AnswerText", "Direct", "Learning", "Shown", "Watched", "last_events", "session_hint", "tell_interrupted"]
+
+
+CATCH_UP_SECONDS = 1.0
+"""How long an interrupted command looks at how it was recorded to end."""
 
 
 class Shown:
@@ -286,6 +294,15 @@ class AnswerText:
         if self._reasoning:
             output.stderr().print()
             self._reasoning = False
+
+
+async def last_events(timeline: Timeline, seen: Sequence[Event]) -> list[Event]:
+    """How an interrupted turn was recorded to end, behind what was seen of it; not at any price."""
+    if seen:
+        with suppress(TimelineError, TimeoutError):
+            async with asyncio.timeout(CATCH_UP_SECONDS):
+                return await timeline.since(seen[-1])
+    return []
 
 
 def tell_interrupted(seen: Sequence[Event]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 
@@ -102,7 +103,8 @@ def test_ctrl_c_ends_all_of_them_and_both_are_recorded(home: Home, backend: Back
     assert 130 == process.wait()
     interrupted = home.events("turn.interrupted")
     assert ["sigint"] * 2 == [row["data"]["reason"] for row in interrupted]
-    # Both can be found again.
+    # Both can be found again, and what they used is told as far as it is known.
+    assert 2 == len(re.findall(r"^t:[ab] +~\d+↑ ~\d+↓  free ", process.errors(), re.MULTILINE))
     lines = process.errors().splitlines()
     assert {row["session_id"][:13] for row in interrupted} == {
         line.split()[-1] for line in lines if line[:3] in ("t:a", "t:b")
