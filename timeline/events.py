@@ -460,6 +460,7 @@ class ResponseCompleted(EventData, frozen=True):
         request_id: The provider's id of the request.
         text_digest: BLAKE2b-128 of the answer's text (UTF-8), hex.
         rate_limits: What the headers told.
+        model_digest: What the model's name stood for, where that can change and is known.
         cut_from: About how many tokens the prompt had, where the provider counted far fewer: it left some out unsaid.
     """
 
@@ -478,6 +479,7 @@ class ResponseCompleted(EventData, frozen=True):
     text_digest: str | None = None
     rate_limits: tuple[RateLimit, ...] = ()
     cut_from: int | None = None
+    model_digest: str | None = None
 
 
 class CallFailed(EventData, frozen=True):

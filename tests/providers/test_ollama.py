@@ -274,11 +274,13 @@ async def test_a_model_that_only_looks_local_is_known_by_its_name_its_descriptio
 
 
 async def test_warming_up_loads_the_model_and_tells_if_there_is_none():
-    async with Server(Ollama({**DONE, "done_reason": "load"}, shown=show())) as server:
+    tags = [{"model": "m:latest", "digest": "46e0"}]
+    async with Server(Ollama({**DONE, "done_reason": "load"}, shown=show(), tags=tags)) as server:
         provider = OllamaProvider(server.url, keep_alive=-1)
         await provider.warm_up("m")
         await provider.aclose()
 
+    assert ("46e0", None) == (provider.model_digest("m"), provider.model_digest("n"))
     assert ([], -1, False) == tuple(server.requests[-1].json()[key] for key in ("messages", "keep_alive", "stream"))
     async with Server(Reply.json({"error": "model 'm' not found"}, 404)) as server:
         provider = OllamaProvider(server.url)

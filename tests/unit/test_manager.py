@@ -279,12 +279,16 @@ async def test_a_prompt_of_which_far_less_was_read_than_sent_was_cut(
     class Reader(ScriptedProvider):
         cuts_prompts = cuts
 
+        def model_digest(self, model: str) -> str:
+            return f"digest of {model}"
+
     report = UsageReport(Usage(input=counted, output=1), {})
 
     await calls.call(Reader(["Yes", report, Finish("stop")]), prompt="word " * 8000)
 
     (sent,), end = await calls.data(RequestSent), await calls.end()
     assert (sent.estimated_input_tokens if cut else None) == end.cut_from
+    assert "digest of model" == end.model_digest
 
 
 def answers_usage(output: int):

@@ -336,6 +336,7 @@ class Attempt:
             text_digest=None if self._context.private else content_digest(text),
             rate_limits=finish.rate_limits,
             cut_from=self._cut_from(),
+            model_digest=self._provider.model_digest(self._request.model),
         )
         self._end(done)
         return CallEnd(self._call_id, done, text, response=self._response())

@@ -352,6 +352,10 @@ class LLMProvider(ABC):
         """Whether a model is so small that it has to be asked in few words."""
         return False
 
+    def model_digest(self, model: str) -> str | None:  # noqa: ARG002 - most have names that stay what they are
+        """What a model's name stands for now, where that can change and is known without asking."""
+        return None
+
     @abstractmethod
     async def make_request(self, request: LLMRequest) -> LLMResponse:
         """Ask without streaming (the provider's batch form of the endpoint).

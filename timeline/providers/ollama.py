@@ -287,6 +287,7 @@ class OllamaProvider(HTTPProvider):
         self._keep_alive = keep_alive
         self._shown: dict[str, Shown] = {}
         self._remote: set[str] = set()
+        self._digests: dict[str, str] = {}
         super().__init__(None, base_url, name=name, local=local, timeouts=timeouts, headers=headers, ca_file=ca_file)
 
     def prefix(self, path: str) -> str:
@@ -301,6 +302,10 @@ class OllamaProvider(HTTPProvider):
     def is_local(self, model: str) -> bool:
         """Whether `model` is computed on this machine: cloud models only look as if they were."""
         return self.local and not (is_cloud(model) or model in self._remote)
+
+    def model_digest(self, model: str) -> str | None:
+        """That of the tag, which a later `pull` moves; known once the models were listed or this one warmed up."""
+        return self._digests.get(model) or self._digests.get(f"{model}:latest")
 
     def auth_headers(self) -> dict[str, str]:
         """None."""
@@ -359,17 +364,11 @@ class OllamaProvider(HTTPProvider):
 
     async def get_available_models(self) -> list[ModelInfo]:
         """What has been pulled (`/api/tags`), each with what `/api/show` says of it."""
-        value = await self.get_json("/api/tags")
-        entries = value.get("models") if isinstance(value, dict) else None
-        found = [
-            entry for entry in entries or () if isinstance(entry, dict) and (entry.get("model") or entry.get("name"))
-        ]
+        found = await self._tags()
         gate = asyncio.Semaphore(8)
 
         async def describe(entry: dict[str, Any]) -> ModelInfo:
-            name = str(entry.get("model") or entry.get("name"))
-            if entry.get("remote_host") or entry.get("remote_model"):
-                self._remote.add(name)
+            name = _name(entry)
             shown = Shown()
             async with gate:
                 # Where it fails, the list is still worth having.
@@ -380,7 +379,7 @@ class OllamaProvider(HTTPProvider):
                 self.name,
                 context=shown.context,
                 local=self.is_local(name),
-                digest=entry.get("digest"),
+                digest=self._digests.get(name),
                 capabilities=shown.capabilities,
             )
 
@@ -397,12 +396,28 @@ class OllamaProvider(HTTPProvider):
             return
         request = LLMRequest(model, ())
         try:
-            await self.prepare(request)
+            await asyncio.gather(self.prepare(request), self._learn_tags())
             await self.make_request(request)
         except ModelNotFound:
             raise
         except ProviderError:
             return
+
+    async def _tags(self) -> list[dict[str, Any]]:
+        """What has been pulled; what the names stand for is kept."""
+        value = await self.get_json("/api/tags")
+        entries = value.get("models") if isinstance(value, dict) else None
+        found = [entry for entry in entries or () if isinstance(entry, dict) and _name(entry)]
+        for entry in found:
+            if entry.get("remote_host") or entry.get("remote_model"):
+                self._remote.add(_name(entry))
+            if isinstance(digest := entry.get("digest"), str):
+                self._digests[_name(entry)] = digest
+        return found
+
+    async def _learn_tags(self) -> None:
+        with suppress(ProviderError):
+            await self._tags()
 
     async def _show(self, model: str) -> Shown:
         shown = Shown.read(await self.get_json("/api/show", {"model": model}))
@@ -410,6 +425,10 @@ class OllamaProvider(HTTPProvider):
         if shown.remote:
             self._remote.add(model)
         return shown
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return str(entry.get("model") or entry.get("name") or "")
 
 
 def _think(request: LLMRequest, shown: Shown) -> bool | str | None:
