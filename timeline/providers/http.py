@@ -352,7 +352,7 @@ class HTTPProvider(LLMProvider):
         content = msgspec.json.encode(self.body(request, stream=True))
         started = time.perf_counter()
         response = await self._send("POST", self.path(request, stream=True), content, stream=True)
-        watch = Watch()
+        watch, loop, current_task = Watch(), asyncio.get_running_loop(), asyncio.current_task
         try:
             head = self._head(response, request.model)
             if head.status >= _FIRST_ERROR:
@@ -368,7 +368,7 @@ class HTTPProvider(LLMProvider):
                 )
                 watch.wait()
                 async for data in body:
-                    watch.deadline = None
+                    watch.waiting = None
                     if not arrived:
                         arrived = True
                         watch.allow(between, _within("sent nothing more of its answer", between))
@@ -378,8 +378,10 @@ class HTTPProvider(LLMProvider):
                     if parser.done:
                         await _drain(body, watch)
                         return
-                    watch.wait()
-            watch.deadline = None
+                    # `Watch.wait`, without a call for every chunk.
+                    watch.ticks = 0
+                    watch.waiting = current_task(loop)
+            watch.waiting = None
             if not parser.done:
                 for item in last_items(head, framer, parser):
                     yield item

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import Any
 
 from msgspec import Struct
 
 __all__ = ["Timeouts", "Watch"]
+
+TICKS = 16
 
 
 class Timeouts(Struct, frozen=True):
@@ -30,39 +31,39 @@ class Timeouts(Struct, frozen=True):
 class Watch:
     """Cancels a task that waits longer than allowed for bytes.
 
-    A wait costs one clock read: the timer is set once per stream and looks again when it
-    rings. `asyncio.timeout` would set and drop a timer at each read, and couldn't be held
-    across a `yield`.
+    A wait costs two assignments and no look at a clock: a timer ticks `TICKS` times within the limit and counts how
+    often it met the same wait, which so ends up to a sixteenth of the limit late. `asyncio.timeout` would set and
+    drop a timer at each read, and couldn't be held across a `yield`.
 
     Attributes:
-        deadline: When the wait at hand has lasted too long, on the loop's clock; None while nobody waits.
+        waiting: The task that waits for bytes; None while nobody does.
+        ticks: How often the timer met that wait; whoever sets `waiting` begins at 0.
     """
 
-    __slots__ = ("_cancelling", "_limit", "_loop", "_missing", "_now", "_rung", "_task", "_timer", "deadline")
+    __slots__ = ("_cancelling", "_every", "_loop", "_missing", "_rung", "_timer", "ticks", "waiting")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._now = self._loop.time
-        self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._limit = math.inf
+        self._every = 0.0
         self._missing = ""
         self._cancelling = 0
-        self._rung = False
-        self.deadline: float | None = None
+        self._rung: asyncio.Task[Any] | None = None
+        self.waiting: asyncio.Task[Any] | None = None
+        self.ticks = 0
 
     def allow(self, limit: float | None, missing: str) -> None:
         """From now on, each wait may last `limit` seconds (None: any time); `missing` says what failed to come."""
         self.close()
-        self._limit = math.inf if limit is None else limit
         self._missing = missing
         if limit is not None:
-            self._timer = self._loop.call_later(limit, self._ring)
+            self._every = limit / TICKS
+            self._timer = self._loop.call_later(self._every, self._tick)
 
     def wait(self) -> None:
-        """The current task begins to wait; to end the wait, set `deadline` to None."""
-        self._task = asyncio.current_task(self._loop)
-        self.deadline = self._now() + self._limit
+        """The current task begins to wait."""
+        self.ticks = 0
+        self.waiting = asyncio.current_task(self._loop)
 
     def close(self) -> None:
         """Drop the timer."""
@@ -72,17 +73,16 @@ class Watch:
 
     def fired(self) -> str | None:
         """What failed to come, if the cancellation at hand is this watch's alone."""
-        if not self._rung or self._task is None:
-            return None
-        self._rung = False
-        return self._missing if self._task.uncancel() <= self._cancelling else None
+        task, self._rung = self._rung, None
+        return self._missing if task is not None and task.uncancel() <= self._cancelling else None
 
-    def _ring(self) -> None:
-        now, deadline = self._now(), self.deadline
-        if deadline is None or deadline > now or self._task is None:
-            self._timer = self._loop.call_at(deadline or now + self._limit, self._ring)
+    def _tick(self) -> None:
+        self.ticks += 1
+        # The first tick comes at any time after the wait began.
+        if self.waiting is None or self.ticks <= TICKS:
+            self._timer = self._loop.call_later(self._every, self._tick)
             return
         self._timer = None
-        self._rung = True
-        self._cancelling = self._task.cancelling()
-        self._task.cancel()
+        self._rung = self.waiting
+        self._cancelling = self._rung.cancelling()
+        self._rung.cancel()
