@@ -22,6 +22,7 @@ SSE = {
     "lf": (b"data: {1}\n\ndata: {2}\n\n", [b"{1}", b"{2}"]),
     "crlf": (b"data: {1}\r\n\r\ndata: {2}\r\n\r\n", [b"{1}", b"{2}"]),
     "cr": (b"data: {1}\r\rdata: {2}\r\r", [b"{1}", b"{2}"]),
+    "cr in the midst": (b"data: {1}\n\ndata: {2}\rdata: 3\n\n", [b"{1}", b"{2}\n3"]),
     "mixed": (b"data: {1}\r\n\ndata: {2}\n\r\n", [b"{1}", b"{2}"]),
     "no space": (b"data:{1}\n\ndata:{2}\n\n", [b"{1}", b"{2}"]),
     "one space belongs to the field": (b"data:  {1}\n\n", [b" {1}"]),

@@ -135,8 +135,10 @@ class SSEFramer:
             LineTooLong: A line, an event or an unstreamed body passed `MAX_LINE`.
         """
         # Most reads bring one whole event and nothing else, and find nothing waiting for them.
-        if self._between and data[:6] == b"data: " and data.find(LF) == len(data) - 2 and CR not in data:
-            return [data[6:-2]] if data[-1] == LF else self._read(data)
+        if self._between:
+            line, _, rest = data.partition(b"\n")
+            if rest == b"\n" and line[:6] == b"data: " and CR not in line:
+                return [line[6:]]
         return self._read(data)
 
     def end(self) -> list[bytes]:
