@@ -219,9 +219,12 @@ class Writer:
                 batch.done.set_result(result)
 
     def _transaction(self, group: list[_Batch]) -> list[list[Event] | Exception]:
-        results: list[list[Event] | Exception] = []
         with self._engine.begin() as conn:
             head: int = _LAST_POSITION.scalar(conn) or 0
+            if len(group) == 1:
+                # Its failure is the transaction's: a savepoint would copy each page that it changes, and at 64 KiB to a file.
+                return [self._append(conn, group[0], head)]
+            results: list[list[Event] | Exception] = []
             for batch in group:
                 _SAVEPOINT.run(conn)
                 try:
