@@ -432,7 +432,7 @@ class ChunkReceived(EventData, frozen=True):
     Args:
         first: Index, within the attempt, of the window's first delta.
         texts: Each delta's text; for `tool_call` a JSON object of `index`, `id`, `name` and a piece of `arguments`.
-        gaps_us: µs since the previous delta; the attempt's first delta counts from the request.
+        gaps_us: µs since the previous delta, 0 for what came with the same read; the attempt's first delta counts from the request.
         kind: What the deltas are; a change of kind starts a new event.
         attempt: Which attempt of the call.
     """
@@ -745,7 +745,10 @@ class Clock:
         return time.time_ns() // 1000
 
     monotonic: Callable[[], float] = staticmethod(time.perf_counter)
-    """Seconds on a clock that never goes back; read for every delta, so without a step of our own."""
+    """Seconds on a clock that never goes back."""
+
+    monotonic_ns: Callable[[], int] = staticmethod(time.perf_counter_ns)
+    """The same in nanoseconds."""
 
     def random_bits(self, bits: int) -> int:
         """That many random bits."""

@@ -157,6 +157,15 @@ def _window_ends(chunks: list[ChunkReceived]) -> list[float]:
     return [moment / 1_000_000 for moment in accumulate(sum(chunk.gaps_us) for chunk in chunks)]
 
 
+async def test_what_came_with_one_read_came_at_one_time(calls: Recorder) -> None:
+    await calls.call(ScriptedProvider(("Yes", ", ", "I", 0.02, " do", ".")))
+
+    first, second, third, fourth, fifth = [gap for chunk in await calls.data(ChunkReceived) for gap in chunk.gaps_us]
+    assert (0, 0, 0) == (second, third, fifth)
+    assert fourth >= 20_000
+    assert first >= 0
+
+
 async def test_a_window_holds_at_most_64_kib(calls: Recorder) -> None:
     piece = "x" * 20_000
 

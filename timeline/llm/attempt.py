@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from itertools import pairwise
+from operator import sub
 from typing import Any
 
 import msgspec
@@ -62,6 +62,7 @@ _FAR_BELOW = 2.5
 _SHORT_PROMPT = 1000
 """Tokens up to which no context is too small."""
 WINDOW_SECONDS = 0.1
+WINDOW_NS = int(WINDOW_SECONDS * 1e9)
 WINDOW_CHARACTERS = 64 * 1024
 
 
@@ -177,9 +178,9 @@ class Attempt:
         self._number = number
         self._why = why
         self._sent_at = clock.now()
-        self._monotonic = clock.monotonic
-        self._started = clock.monotonic()
-        self._first_delta: float | None = None
+        self._monotonic_ns = clock.monotonic_ns
+        self._started = clock.monotonic_ns()
+        self._first_delta: int | None = None
         self._last_delta = self._started
         self._estimated_input = _estimate_input(request)
         self._usage: UsageReport | None = None
@@ -189,11 +190,12 @@ class Attempt:
         self._tool_calls: list[Delta] = []
         # The window that is open.
         self._texts: list[str] = []
-        self._times: list[float] = []
+        self._times: list[int] = []
         self._kind: DeltaKind = "text"
         self._first_index = 0
         self._characters = 0
-        self._due = 0.0
+        self._due = 0
+        self._now = 0
         self._timer: asyncio.TimerHandle | None = None
         self.committed = Commits()
 
@@ -232,7 +234,7 @@ class Attempt:
         """`request_sent` is committed: the request goes out now."""
         self._prices.expect(self._provider.name, self._request.model, local=self._local)
         self._sent_at = self._clock.now()
-        self._started = self._last_delta = self._clock.monotonic()
+        self._started = self._last_delta = self._clock.monotonic_ns()
 
     def unsent(self, reason: InterruptReason) -> NewEvent:
         """Its end, where it was given up between `request_sent` and the request."""
@@ -253,7 +255,7 @@ class Attempt:
     def take(self, item: Item) -> bool:
         """Record an item of the provider's; whether it is one to show."""
         if type(item) is Delta:
-            now = self._monotonic()
+            now = self._now or self._look_at_clock()
             if item.kind != self._kind:
                 self.flush()
                 self._kind = item.kind
@@ -276,6 +278,15 @@ class Attempt:
             self._finish = item
         return False
 
+    def _look_at_clock(self) -> int:
+        """The time, which holds until the event loop turns: what is taken until then came with the same read."""
+        self._now = self._monotonic_ns()
+        asyncio.get_running_loop().call_soon(self._forget_time)
+        return self._now
+
+    def _forget_time(self) -> None:
+        self._now = 0
+
     def flush(self) -> None:
         """Put the open window in line for the log."""
         if self._timer is not None:
@@ -283,7 +294,7 @@ class Attempt:
             self._timer = None
         if not self._texts:
             return
-        self._due = self._monotonic() + WINDOW_SECONDS
+        self._due = self._monotonic_ns() + WINDOW_NS
         if self._first_delta is None:
             self._first_delta = self._times[0]
         if self._kind == "text":
@@ -291,12 +302,11 @@ class Attempt:
         elif self._kind == "reasoning":
             self._reasoning += self._texts
         if not self._context.private:
+            micros = [(now - self._started) // 1000 for now in (self._last_delta, *self._times)]
             chunk = ChunkReceived(
                 first=self._first_index,
                 texts=tuple(self._texts),
-                gaps_us=tuple(
-                    int((now - last) * 1_000_000) for last, now in pairwise((self._last_delta, *self._times))
-                ),
+                gaps_us=tuple(map(sub, micros[1:], micros)),
                 kind=self._kind,
                 attempt=self._number,
             )
@@ -416,10 +426,10 @@ class Attempt:
         return self._estimated_input if 0 < counted * _FAR_BELOW < self._estimated_input - _SHORT_PROMPT else None
 
     def _elapsed(self) -> int:
-        return int((self._clock.monotonic() - self._started) * 1_000_000)
+        return (self._clock.monotonic_ns() - self._started) // 1000
 
     def _time_to_first_token(self) -> int | None:
-        return None if self._first_delta is None else int((self._first_delta - self._started) * 1_000_000)
+        return None if self._first_delta is None else (self._first_delta - self._started) // 1000
 
     def _enqueue(self, data: EventData) -> asyncio.Future[list[Event]]:
         return self._store.enqueue([self._new(data)])
