@@ -148,6 +148,19 @@ async def test_a_folder_is_refused(tmp_path: Path) -> None:
         await appended(tmp_path)
 
 
+async def test_what_is_no_plain_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """Root could otherwise take `/dev/null` from everyone."""
+    path = tmp_path / "timeline.db"
+    os.mkfifo(path, 0o644)
+    before = path.stat()
+
+    with pytest.raises(NotATimelineStore):
+        await appended(path)
+
+    assert before == path.stat()
+    assert ["timeline.db"] == names(tmp_path)
+
+
 async def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     connection = sqlite3.connect(path)

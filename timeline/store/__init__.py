@@ -379,9 +379,11 @@ def _look(path: Path, *, read_only: bool = False) -> str | None:
         NotATimelineStore, StoreTooNew, StoreReadOnly, StoreDamaged: As `EventStore.open`.
     """
     try:
-        if not path.exists() or path.stat().st_size == 0:
+        if not path.exists():
             return None
         ours = path.is_file()
+        if ours and path.stat().st_size == 0:
+            return None
     except OSError as exc:
         raise sqlite.unreachable(path, exc) from exc
     revision = None
