@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+UNKNOWN_WIDTH = 80
+"""Columns where nobody says how many there are."""
 
 _as_json = False
 
@@ -64,7 +66,11 @@ def _console(*, to_stderr: bool) -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    return Told(stderr=to_stderr, highlight=False, soft_wrap=False, markup=False, emoji=False)
+    console = Told(stderr=to_stderr, highlight=False, soft_wrap=False, markup=False, emoji=False)
+    if not console.width:
+        # COLUMNS=0 is how some say that they don't know.
+        console.width = UNKNOWN_WIDTH
+    return console
 
 
 def notice(text: str) -> None:

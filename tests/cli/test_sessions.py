@@ -26,6 +26,13 @@ def ids(home: Home) -> list[str]:
 # ------------------------------------------------------------------ going on
 
 
+def test_a_width_of_nothing_is_no_width(home: Home, backend: Backend) -> None:
+    backend.says(answer("Yes"))
+    home.run("ask", "Why?")
+
+    assert "Why?" in home.run("sessions", "list", env={"COLUMNS": "0"}).out
+
+
 def test_continue_sends_the_conversation_so_far(home: Home, backend: Backend) -> None:
     ask(home, backend, "One", "first")
     ask(home, backend, "Two", "-c", "second")
