@@ -110,16 +110,15 @@ def rename(
     session: Annotated[str, SESSION], title: Annotated[str, typer.Argument(metavar="TITLE", help="What to call it.")]
 ) -> None:
     """Give a session another title; commands take it as its name."""
-    from timeline.runtime import Timeline
-
     from .app import wait_for
+    from .opening import looking
 
     if not title.strip():
         msg = "a title has at least one character: give one"
         raise UsageError(msg)
 
     async def work() -> None:
-        async with Timeline.open() as timeline:
+        async with looking() as timeline:
             await timeline.rename(session, title)
 
     wait_for(work())

@@ -65,12 +65,11 @@ def rebuild(
     names: Annotated[list[str] | None, typer.Argument(metavar="PROJECTION", help="Which; all by default.")] = None,
 ) -> None:
     """Fold the read models anew. Others may go on appending meanwhile."""
-    from timeline.runtime import Timeline
-
     from .app import wait_for
+    from .opening import looking
 
     async def work() -> list[str]:
-        async with Timeline.open() as timeline:
+        async with looking() as timeline:
             return await timeline.store.rebuild(names or None)
 
     sys.stdout.write(f"rebuilt: {', '.join(wait_for(work()))}\n")

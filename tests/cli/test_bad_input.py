@@ -203,7 +203,11 @@ def test_no_key_is_ever_shown(home: Home, backend: Backend) -> None:
 # ------------------------------------------------------------------ the folder and the file
 
 
-@pytest.mark.parametrize("argv", LOOKING, ids=" ".join)
+@pytest.mark.parametrize(
+    "argv",
+    [*LOOKING, ("store", "rebuild"), ("sessions", "rename", "last", "x"), ("sessions", "forget", "last")],
+    ids=" ".join,
+)
 def test_looking_where_nothing_is_makes_nothing(home: Home, argv: tuple[str, ...]) -> None:
     assert "there is no store" in sentence(home.run(*argv), 6)
     assert not home.store.exists()
