@@ -14,7 +14,7 @@ from timeline.errors import UsageError
 
 from . import output
 from .agreeing import agreed, agreeing
-from .options import AsAscii, Offline
+from .options import LARGEST, MOST, AsAscii, Offline
 from .question import question
 from .shown import Learning, Shown, Watched, last_events
 from .signs import ascii_only
@@ -55,10 +55,13 @@ def ask(
         float | None, typer.Option("--temperature", metavar="NUMBER", min=0, max=2, help="Sampling temperature.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Most tokens to answer with.")
+        int | None, typer.Option("--max-tokens", metavar="N", min=1, max=MOST, help="Most tokens to answer with.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="For repeatable sampling, where the provider has it.")
+        int | None,
+        typer.Option(
+            "--seed", metavar="N", min=-LARGEST, max=LARGEST, help="For repeatable sampling, where the provider has it."
+        ),
     ] = None,
     max_cost: Annotated[
         str | None,

@@ -16,7 +16,7 @@ import typer
 from timeline.errors import NotFound, UsageError
 
 from . import output
-from .options import Offline
+from .options import LARGEST, MOST, Offline
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -52,10 +52,15 @@ def batch(
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", metavar="N", min=1, help="Most tokens of an answer, where the line says nothing."),
+        typer.Option(
+            "--max-tokens", metavar="N", min=1, max=MOST, help="Most tokens of an answer, where the line says nothing."
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="For repeatable sampling, where the line has none.")
+        int | None,
+        typer.Option(
+            "--seed", metavar="N", min=-LARGEST, max=LARGEST, help="For repeatable sampling, where the line has none."
+        ),
     ] = None,
     target: Annotated[
         Path | None,

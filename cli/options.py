@@ -9,7 +9,12 @@ import typer
 
 from timeline.errors import UsageError
 
-__all__ = ["AsAscii", "AsCsv", "AsJson", "Offline", "Since", "Until", "span"]
+__all__ = ["LARGEST", "MOST", "AsAscii", "AsCsv", "AsJson", "Offline", "Since", "Until", "span"]
+
+MOST = 1_000_000_000
+"""Of tokens or rows: what is more is a slip, as in a configuration (`MOST_TOKENS`)."""
+LARGEST = 2**63 - 1
+"""The largest number that JSON's readers, and the log's, agree on."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -127,9 +128,20 @@ def emit_json(value: Mapping[str, Any], *, indent: int = 2) -> None:
     text = msgspec.json.encode({"schema_version": SCHEMA_VERSION, **value})
     if indent:
         text = msgspec.json.format(text, indent=indent)
-    sys.stdout.write(text.decode() + "\n")
+    sys.stdout.write(_escaped(text.decode(), sys.stdout.encoding) + "\n")
     if not indent:
         sys.stdout.flush()
+
+
+def _escaped(text: str, encoding: str) -> str:
+    r"""JSON with `\u` escapes for what an encoding has no code for; a question mark would be another text."""
+    if not encoding.lower().startswith("utf"):
+        for character in set(text):
+            try:
+                character.encode(encoding)
+            except UnicodeEncodeError:
+                text = text.replace(character, json.dumps(character)[1:-1])
+    return text
 
 
 def table_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

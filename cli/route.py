@@ -14,7 +14,7 @@ from msgspec import Struct
 from timeline.errors import NotFound, UsageError
 
 from . import output
-from .options import AsJson, Offline
+from .options import MOST, AsJson, Offline
 from .question import question
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def route(
     go_on: Annotated[bool, typer.Option("--continue", "-c", help="As a part of the last session.")] = False,
     session: Annotated[str | None, typer.Option("--session", metavar="SESSION", help="As a part of this one.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Most tokens to answer with.")
+        int | None, typer.Option("--max-tokens", metavar="N", min=1, max=MOST, help="Most tokens to answer with.")
     ] = None,
     direct: Annotated[
         bool | None,

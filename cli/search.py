@@ -10,7 +10,7 @@ import typer
 from timeline.errors import NotFound
 
 from . import output
-from .options import AsJson, Since, Until, span
+from .options import MOST, AsJson, Since, Until, span
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -38,7 +38,9 @@ def search(
         str | None, typer.Option("--model", "-m", metavar="MODEL", help="Only what this model or provider answered.")
     ] = None,
     session: Annotated[str | None, typer.Option("--session", metavar="SESSION", help="Only this session.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=0, help="Show so many; 0 shows all.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="N", min=0, max=MOST, help="Show so many; 0 shows all.")
+    ] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Find what was asked and answered, the best first.

@@ -10,7 +10,7 @@ import typer
 from timeline.errors import UsageError
 
 from . import output
-from .options import AsCsv, AsJson
+from .options import MOST, AsCsv, AsJson
 
 if TYPE_CHECKING:
     from timeline.projections.blocks import Session
@@ -25,7 +25,9 @@ SESSION = typer.Argument(metavar="SESSION", help="Id, unique prefix, title, or `
 @app.command("list")
 def list_(
     *,
-    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=0, help="Show so many; 0 shows all.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="N", min=0, max=MOST, help="Show so many; 0 shows all.")
+    ] = 20,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:

@@ -109,6 +109,9 @@ def test_what_never_ends_is_no_prompt(home: Home, argv: tuple[str, ...]) -> None
     [
         ("ask hi --temperature hot", "Invalid value for '--temperature': expected a number: see 'timeline ask --help'"),
         ("ask hi --temperature 9", "Invalid value for '--temperature': expected at most 2: see 'timeline ask --help'"),
+        ("ask hi --max-tokens 1" + "0" * 30, "Invalid value for '--max-tokens': expected at most 1000000000"),
+        ("sessions list -n 1" + "0" * 30, "Invalid value for '--limit' / '-n': expected at most 1000000000"),
+        ("ask hi --seed 1" + "0" * 30, "Invalid value for '--seed': expected at most"),
         ("ask hi --seed 1.5", "Invalid value for '--seed': expected a whole number: see 'timeline ask --help'"),
         ("batch - -n 0", "Invalid value for '--concurrency' / '-n': expected at least 1: see 'timeline batch --help'"),
         ("ask hi --model", "Option '--model' requires an argument: see 'timeline ask --help'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import time
@@ -81,6 +82,8 @@ def test_a_sign_that_the_output_does_not_know_is_replaced_not_a_traceback(home: 
 
     assert (0, "", b"?????") == (result.code, result.err, result.raw.splitlines()[-1])
     assert b"* Cognition  1.9s  412 in 61 out  free" in result.raw.splitlines()
+    told = home.run("sessions", "show", "last", "--json", env={"PYTHONIOENCODING": "latin-1"}, fresh=True)
+    assert "Наука" == json.loads(told.raw)["turns"][0]["answer"]
 
 
 @pytest.mark.parametrize("columns", [60, 100])

@@ -105,11 +105,15 @@ def test_section_with_everything_commented_out_changes_nothing(home: Path, text:
         ),
         (
             "llm_providers: {ollama: {context: 0}}",
-            "llm_providers.ollama.context: expected a whole number above 0, got 0",
+            "llm_providers.ollama.context: expected a whole number above 0 up to 1000000000, got 0",
+        ),
+        (
+            "llm_providers: {ollama: {context: 1000000000000000000000}}",
+            "llm_providers.ollama.context: expected a whole number above 0 up to 1000000000, got 1000000000000000000000",
         ),
         (
             "llm_providers: {ollama: {context: 4.5}}",
-            "llm_providers.ollama.context: expected a whole number above 0, got 4.5",
+            "llm_providers.ollama.context: expected a whole number above 0 up to 1000000000, got 4.5",
         ),
         (
             "llm_providers: {ollama: {timeouts: {conect: 3}}}",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, BinaryIO, overload
 import msgspec
 from msgspec import Meta, Struct
 
+from timeline.config import MOST_TOKENS
 from timeline.errors import UsageError
 
 __all__ = ["Prompt", "PromptFile"]
@@ -35,7 +36,7 @@ class Prompt(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     id: str | _Integer | None = None
     model: str | None = None
     system: str | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=MOST_TOKENS)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     seed: _Integer | None = None
 

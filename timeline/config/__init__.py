@@ -13,6 +13,7 @@ from timeline.config.resolved import Auto, Choice, Config, ModelRef, Setting
 from timeline.config.settings import (
     KINDS,
     MAX_COST,
+    MOST_TOKENS,
     TOOLS,
     BudgetConfig,
     CacheConfig,
@@ -36,6 +37,7 @@ from timeline.config.tools import ResolvedServer, allowed_dirs, mcp_server
 __all__ = [
     "KINDS",
     "MAX_COST",
+    "MOST_TOKENS",
     "PROJECT_FILE",
     "TOOLS",
     "Auto",

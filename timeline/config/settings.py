@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULTS",
     "KINDS",
     "MAX_COST",
+    "MOST_TOKENS",
     "SECRET",
     "BudgetConfig",
     "CacheConfig",
@@ -50,6 +51,9 @@ AUTO = "auto"
 KeyPath = tuple[str, ...]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Dollars = Annotated[float, Meta(ge=0, le=1_000_000)]
+MOST_TOKENS = 1_000_000_000
+"""Of an answer, a context or a minute: what is more is a slip, and sums of it would not fit into the log's integers."""
+Count = Annotated[int, Meta(gt=0, le=MOST_TOKENS)]
 Name = Annotated[str, Meta(min_length=1)]
 Route = Name | Annotated[list[Name], Meta(min_length=1)]
 Complexity = Literal["low", "medium", "high"]
@@ -126,11 +130,11 @@ class ProviderConfig(Masked, frozen=True, forbid_unknown_fields=True, omit_defau
     headers: dict[Name, str] = {}
     ca_file: str | None = None
     timeouts: dict[TimeoutName, Seconds | None] = {}
-    context: Annotated[int, Meta(gt=0)] | None = None
+    context: Count | None = None
     options: dict[Name, str | int | float | bool] = {}
-    rpm: Annotated[int, Meta(gt=0)] | None = None
-    tpm: Annotated[int, Meta(gt=0)] | None = None
-    max_concurrent: Annotated[int, Meta(gt=0)] | None = None
+    rpm: Count | None = None
+    tpm: Count | None = None
+    max_concurrent: Count | None = None
 
 
 class Routing(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -191,7 +195,7 @@ class BudgetConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     name: Name
     limit_usd: Dollars | None = None
-    limit_tokens: Annotated[int, Meta(ge=0)] | None = None
+    limit_tokens: Annotated[int, Meta(ge=0, le=1_000_000_000_000_000)] | None = None
     window: Window = "month"
     provider: Name | None = None
     model: Name | None = None
