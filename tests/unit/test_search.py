@@ -448,7 +448,7 @@ async def test_the_index_is_the_same_after_a_rebuild_and_goes_on_from_there(
     store: EventStore, scribe: Scribe, path: Path
 ) -> None:
     for number in range(40):
-        await say(store, scribe, f"question {number}", f"answer {number}", " and more")
+        await say(store, scribe, f"question {number}", f"answer {number}", " a\0nd", " more", "\0", "")
     before = read_models(path)
 
     assert ["search"] == await store.rebuild(["search"])

@@ -10,9 +10,11 @@ import functools
 import re
 import sqlite3
 import unicodedata
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any, ClassVar, Literal
 
+import msgspec
 from msgspec import Struct
 from sqlalchemy import (
     Column,
@@ -124,7 +126,16 @@ _source = Statement(
     )
 )
 _index_all = text("INSERT INTO search_index (rowid, prompt, answer) SELECT id, prompt, answer FROM search_texts")
-_index_turn = Statement(text(f"{_index_all.text} WHERE id = :id"))
+# The same words, put together where it takes a tenth of the time; the view's own are not read for a column that nobody asks for.
+_index_turn = Statement(
+    text("INSERT INTO search_index (rowid, prompt, answer) SELECT id, prompt, :answer FROM search_texts WHERE id = :id")
+)
+_windows = Statement(
+    text("""
+SELECT data FROM events WHERE position BETWEEN :first_position AND :last_position
+  AND call_id = :call_id AND type = 'chunk.received' ORDER BY position
+""")
+)
 # The command 'rebuild' would scan the view, which FTS5 refuses to do where a virtual table (json_each) is part of it.
 _empty_index = text("INSERT INTO search_index (search_index) VALUES ('delete-all')")
 
@@ -205,8 +216,9 @@ class Search(Projection):
         }
         tried = _last_try.first(conn, wanted)
         row = {"of_id": turn.id, "provider": tried and tried.provider, "model": tried and tried.model}
-        _end.run(conn, row | _place(conn, turn.session_id, tried, event.position))
-        _index_turn.run(conn, {"id": turn.id})
+        place = _place(conn, turn.session_id, tried, event.position)
+        _end.run(conn, row | place)
+        _index_turn.run(conn, {"id": turn.id, "answer": _answer(conn, place)})
 
     @staticmethod
     def _forget(conn: Connection, session_id: str) -> None:
@@ -267,6 +279,26 @@ def _place(conn: Connection, session_id: str, tried: Row | None, end: int) -> di
     if tried is not None:
         source = _source.first(conn, {"call_id": tried.source_call, "attempt": tried.source_attempt})
     return dict(zip(names, source or (None,) * len(names), strict=True))
+
+
+class _Window(Struct):
+    """What of a `chunk.received` is searched; one that was forgotten has no texts."""
+
+    texts: tuple[str, ...] = ()
+    kind: str | None = None
+
+
+_window = msgspec.json.Decoder(_Window).decode
+
+
+def _answer(conn: Connection, place: Mapping[str, Any]) -> str:
+    """The answer's words as the view `search_texts` has them: to SQLite, a NUL in JSON is the end of its text."""
+    windows = [_window(row.data) for row in _windows.all(conn, place)]
+    texts = [text for window in windows if window.kind is None for text in window.texts]
+    answer = "".join(texts)
+    if "\0" in answer:
+        answer = "".join(text.partition("\0")[0] for text in texts)
+    return answer[:LONGEST]
 
 
 @functools.cache
