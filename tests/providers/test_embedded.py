@@ -24,7 +24,7 @@ ENDLESS = {"text": "Count to ten thousand.", "extra": {"ignore_eos": True}, "max
 
 
 def asking(text=QUESTION, **more):
-    return LLMRequest(model="smollm2", messages=[{"role": "user", "content": text}], **{"max_tokens": 30, **more})
+    return LLMRequest(model="smollm2", messages=[{"role": "user", "content": text}], **{"max_tokens": 14, **more})
 
 
 @pytest.fixture(scope="module")
