@@ -97,6 +97,8 @@ def visible(text: str) -> str:
 
 _SIGNS: dict[int, int | None] = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 _SIGNS |= {0x7F: 0x2421, ord("\r"): None} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+# Overrides of the direction of writing would show the arguments of a tool as what they are not.
+_SIGNS |= dict.fromkeys((0x202D, 0x202E), 0xFFFD)
 
 
 def json_errors(wanted: bool) -> None:  # noqa: FBT001  the value of a --json flag

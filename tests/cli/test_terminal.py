@@ -264,7 +264,7 @@ def test_a_dash_reads_what_is_typed(home: Home, backend: Backend) -> None:
     assert [("user", "typed by hand")] == backend.messages()
 
 
-HOSTILE = "before \x1b]0;owned\x07\x1b[2J\x1b[31mred\x1b[0m \x9b31mC1 \x08\x08 a\rb after"
+HOSTILE = "before \x1b]0;owned\x07\x1b[2J\x1b[31mred\x1b[0m \x9b31mC1 \x08\x08 a\rb \u202eafter"
 
 
 @pytest.mark.parametrize("options", [(), ("--plain",)], ids=["markdown", "plain"])
@@ -277,6 +277,7 @@ def test_an_answer_can_t_steer_the_terminal(home: Home, backend: Backend, option
         assert b"\x1b[2J" not in terminal.raw
         assert b"\x1b]0;" not in terminal.raw
         assert b"\xc2\x9b" not in terminal.raw
+        assert "\u202e".encode() not in terminal.raw
         assert "first line" in terminal.text
         assert "last line" in terminal.text
     # The record has it as it came.
