@@ -321,7 +321,7 @@ def test_a_page_of_rubbish_is_reported_with_the_position_before_it(tmp_path: Pat
     found = verified(path)
 
     assert (2000, None) == (found.events, found.position)
-    assert str(found.problem).startswith(f"after position 2000: {path} is damaged (database disk image is malformed)")
+    assert f"after position 2000: {path} is damaged (database disk image is malformed)" == found.problem
 
 
 def test_rubbish_in_the_first_page_of_the_log_is_damage_at_once(path: Path) -> None:
