@@ -272,9 +272,9 @@ def test_an_event_from_a_newer_version_is_one_sentence(home: Home) -> None:
 def test_a_home_that_is_a_file(home: Home, backend: Backend) -> None:
     env = {"TIMELINE_HOME": str(home.path / "config.yaml")}
 
-    for argv in (("ask", "hi"), ("store", "rebuild")):
-        assert "TIMELINE_HOME" in sentence(home.run(*argv, env=env), 1)
-    assert "there is no store" in sentence(home.run("replay", "last", env=env), 6)
+    assert "TIMELINE_HOME" in sentence(home.run("ask", "hi", env=env), 1)
+    for argv in (("replay", "last"), ("store", "rebuild")):
+        assert "there is no store" in sentence(home.run(*argv, env=env), 6)
     assert [] == backend.requests
 
 
