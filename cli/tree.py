@@ -321,12 +321,12 @@ def _note(note: Note, signs: Signs) -> str:
             limit = _amount(note.limit, note.unit)
             return f"budget {note.budget}: {note.threshold_percent} % of {limit} ({note.window})"
         case e.BudgetExceeded():
-            used = note.spent + note.reserved
-            passed = "passed" if used > note.limit else "may be passed"
+            passed = "passed" if note.spent > note.limit else "may be passed"
             done = {"block": "refused", "warn": passed, "fallback": "avoided with another model"}[note.action]
+            held = f", {_amount(note.reserved, note.unit)} reserved" if note.reserved else ""
             more = "" if note.requested is None else f", up to {_amount(note.requested, note.unit)} more"
-            limit, spent = _amount(note.limit, note.unit), _amount(used, note.unit)
-            return f"budget {note.budget} of {limit} {done}: {spent} used{more} ({note.window})"
+            limit, spent = _amount(note.limit, note.unit), _amount(note.spent, note.unit)
+            return f"budget {note.budget} of {limit} {done}: {spent} used{held}{more} ({note.window})"
 
 
 def _amount(value: int, unit: str) -> str:

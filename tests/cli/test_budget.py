@@ -87,6 +87,17 @@ def test_a_warning_tells_what_may_be_passed_from_what_is(home: Home, backend: Ba
     assert "budget all of $0.08 passed: $0.09 used, up to $0.10 more (total)" in second.splitlines()
 
 
+def test_what_open_requests_may_cost_passes_no_budget_by_itself(home: Home, backend: Backend) -> None:
+    configure(home, {"name": "all", "limit_usd": 0.08, "window": "total", "action": "warn"}, price=CENT_PER_TOKEN)
+    backend.says(stream("Hi", FOREVER), answer("Hi", tokens=(6, 3)))
+    home.start("ask", "hello", "--max-tokens", "4").read_until("Hi")
+
+    warned = home.run("ask", "hello", "--max-tokens", "4").err
+
+    says = "budget all of $0.08 may be passed: $0.00 used, $0.10 reserved, up to $0.10 more (total)"
+    assert says in warned.splitlines()
+
+
 def test_a_refusal_is_json_where_that_was_asked_for(home: Home, backend: Backend) -> None:
     configure(home, {"name": "none", "limit_usd": 0}, price=CENT_PER_TOKEN)
     backend.says(answer("Hi"))
