@@ -461,7 +461,12 @@ def test_text_that_names_no_model_says_how_to_write_the_one_that_was_meant(
 
 @pytest.mark.parametrize(
     ("text", "guess"),
-    [("llama3.1:8b", "ollama:llama3.1:8b"), ("olama:phi-3", "ollama:phi-3")],
+    [
+        ("llama3.1:8b", "ollama:llama3.1:8b"),
+        ("olama:phi-3", "ollama:phi-3"),
+        # Its weights are open, and no server of OpenAI's has it.
+        ("gpt-oss:20b", "ollama:gpt-oss:20b"),
+    ],
 )
 def test_a_model_whose_provider_is_unknown_may_be_one_that_is_known(machine: Machine, text: str, guess: str) -> None:
     with pytest.raises(NotFound) as caught:

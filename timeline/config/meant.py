@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 __all__ = ["meant"]
 
 FAMILIES = {
-    "openai": re.compile(r"(gpt|chatgpt|o\d)(-|$)"),
+    "openai": re.compile(r"(gpt(?!-oss)|chatgpt|o\d)(-|$)"),
     "anthropic": re.compile(r"claude(-|$)"),
 }
 """How the names of a vendor's own models begin."""
