@@ -165,8 +165,9 @@ async def _ask_all(
                 await asyncio.gather(*tasks)
             except asyncio.CancelledError as exc:
                 await _stop(tasks, *exc.args)
-                for answer in answers:
-                    for event in await last_events(timeline, answer.events):
+                ends = await asyncio.gather(*(last_events(timeline, answer.events) for answer in answers))
+                for answer, end in zip(answers, ends, strict=True):
+                    for event in end:
                         answer.take(event)
                         view.show(answer, event)
                 raise
