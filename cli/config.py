@@ -112,6 +112,7 @@ def show(*, as_json: AsJson = False) -> None:
                 ],
                 "route_problems": [{"kind": problem.kind, "message": str(problem)} for problem in astray],
                 **({"error": output.error_object(wrong[0])} if wrong else {}),
+                **({"errors": [output.error_object(error) for error in wrong]} if wrong else {}),
             }
         )
     else:

@@ -232,9 +232,10 @@ def test_show_and_paths_name_all_files_that_are_broken(home: Path, timeline: Run
 
     assert [f"{home}/config.yaml", f"{tmp_path}/.timeline.yaml"] == re.findall(r"Error: (.*?): ", show.stderr)
     assert 2 == as_json.returncode
-    assert {"kind": "config", "message": f"{home}/config.yaml: {WRONG}", "exit_code": 2} == json.loads(as_json.stdout)[
-        "error"
-    ]
+    told = json.loads(as_json.stdout)
+    assert {"kind": "config", "message": f"{home}/config.yaml: {WRONG}", "exit_code": 2} == told["error"]
+    assert told["error"] == told["errors"][0]
+    assert re.findall(r"Error: (.*)", show.stderr) == [each["message"] for each in told["errors"]]
     assert f"{home}/timeline.db" == shown(paths)["paths"]["store"]["path"]
 
 
