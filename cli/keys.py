@@ -27,7 +27,7 @@ app = typer.Typer(help="Keep, list and remove API keys.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The provider, as in -m NAME:model.")]
 
 LARGEST = 1 << 16
-"""Bytes that are read as a key; what is longer is none."""
+"""Bytes that a key may have; what is longer is none."""
 PLACES = {"config": "api_key in", "key_cmd": "key_cmd", "environment": "environment:", "file": "", "keyring": "keyring"}
 
 
@@ -162,7 +162,11 @@ def _typed(name: str) -> str:
     if sys.stdin is None or sys.stdin.closed:
         return ""
     if not sys.stdin.isatty():
-        return sys.stdin.buffer.read(LARGEST).decode("utf-8", "replace")
+        typed = sys.stdin.buffer.read(LARGEST + 1)
+        if len(typed) > LARGEST:
+            msg = f"what standard input holds is longer than {LARGEST} bytes and no API key of {name}: pipe in the key alone"
+            raise UsageError(msg)
+        return typed.decode("utf-8", "replace")
     from getpass import getpass
 
     try:

@@ -58,6 +58,17 @@ def test_key_from_a_pipe_is_kept_for_its_owner_alone_and_sent(home: Home, backen
     assert f"Bearer {KEY}" == sent(home, backend)
 
 
+def test_what_is_too_long_for_a_key_is_refused_and_not_cut(home: Home) -> None:
+    longest, longer = "k" * 65536, "k" * 65537
+
+    assert 0 == home.run("keys", "set", "t", stdin=longest).code
+    done = home.run("keys", "set", "t", stdin=longer)
+
+    assert (2, 1, False) == (done.code, len(done.err.splitlines()), "kkk" in done.err)
+    assert "longer than 65536 bytes" in done.err
+    assert {"t": longest} == kept(home)
+
+
 def test_key_is_shown_nowhere(home: Home, backend: Backend) -> None:
     backend.says(answers.refused(401, f"Incorrect API key provided: {KEY}", "invalid_api_key"))
     runs = [home.run("keys", "set", "t", stdin=KEY)]
