@@ -154,7 +154,11 @@ def _misused(exc: TyperException) -> int:
         return UsageError.exit_code
     for theirs, ours in _WORDS:
         message = theirs.sub(ours, message)
-    command = context.command_path if context else " ".join(["timeline", *re.findall(r"^\w+$", sys.argv[1])])
+    command = (
+        context.command_path
+        if context
+        else " ".join(["timeline", *filter(re.compile(r"\w+").fullmatch, sys.argv[1:2])])
+    )
     return output.fail(UsageError(f"{message.rstrip('.')}: see '{command} --help'"))
 
 
