@@ -18,6 +18,10 @@ __all__ = ["agreed", "agreeing"]
 
 LONGEST_LINE = 4096
 """Bytes, as a terminal gives them."""
+_DIRECTING = {
+    code: f"\\u{code:04x}" for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+"""What reorders the words around it (https://www.unicode.org/reports/tr9/): an answer may need it, what is agreed to may not."""
 
 
 async def agreed(_tool: Tool, _given: Mapping[str, object]) -> bool:
@@ -37,7 +41,8 @@ def agreeing(aside: Callable[[], AbstractContextManager[None]]) -> Confirm | Non
     async def confirm(tool: Tool, given: Mapping[str, object]) -> bool:
         from timeline.cognition.builtin.apart import apart
 
-        words = f"{tool.name} {json.dumps(given, ensure_ascii=False)} changes something. Run it?"
+        arguments = json.dumps(given, ensure_ascii=False).translate(_DIRECTING)
+        words = f"{tool.name} {arguments} changes something. Run it?"
         with aside():
             while True:
                 sys.stderr.write(f"{output.harmless(words, output.stderr())} [y/N]: ")

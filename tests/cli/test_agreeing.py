@@ -54,6 +54,20 @@ def test_questions_come_one_after_the_other(removing: Home, backend: Backend) ->
     assert [("tool.returned", ""), ("tool.failed", "tool")] == ended(removing)
 
 
+def test_what_is_agreed_to_stands_in_the_order_in_which_it_is_run(removing: Home, backend: Backend) -> None:
+    turns = "".join(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+    backend.says(ROUTED, calling((TOOL, {"who": f"a{turns}b"})), answer("Done."))
+
+    with Terminal(removing, "ask", "-m", "t:a", "Remove her", columns=240) as terminal:
+        terminal.wait_for("Run it? [y/N]:")
+        asked = terminal.text
+        terminal.type("n\n")
+        assert 0 == terminal.wait(), terminal.text
+
+    assert "a" + "".join(f"\\u{ord(sign):04x}" for sign in turns) + "b" in asked
+    assert not set(turns) & set(asked)
+
+
 def test_ctrl_c_at_the_question_ends_the_command_at_once(removing: Home, backend: Backend) -> None:
     backend.says(ROUTED, calling((TOOL, {"who": "Ann"})))
 
