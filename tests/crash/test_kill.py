@@ -316,7 +316,9 @@ def test_a_dead_process_nobody_has_waited_for_is_dead(home: Home, backend: Backe
     # A child of this very process, which doesn't wait for it; what is forked elsewhere is waited for at once.
     process = started(home, backend, fresh=True)
     process.send(signal.SIGKILL)
-    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+    for _ in range(500):
+        if psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE:
+            break
         time.sleep(0.01)
     backend.says(answer("Hello"))
 

@@ -31,7 +31,7 @@ from timeline.cognition.signals import Signal
 from timeline.cognition.tools import Tools, Workspace
 from timeline.providers import EmbeddedProvider
 from timeline.providers.base import LLMResponse, Message, Tool, Usage
-from timeline.providers.openai import is_strict
+from timeline.providers.chat_format import is_strict
 
 TOOLS = Tools((Calculator(), Clock(), ReadFile(), ListFiles(), SearchTimeline()))
 SUM = Signal("calculator", "an arithmetic expression: 12*7", {"expression": "12*7"}, certain=True)
