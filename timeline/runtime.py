@@ -14,6 +14,7 @@ from msgspec import Struct
 import timeline
 from timeline.cognition.processor import CognitionProcessor
 from timeline.cognition.prompts import File, user_message
+from timeline.cognition.schema import check_schema
 from timeline.cognition.toolbox import open_tools
 from timeline.cognition.tools import Confirm, Tools
 from timeline.cognition.turn import Ask, TurnEnd, history
@@ -208,6 +209,8 @@ class Timeline(Looking):
         """
 
         async def prepared() -> Ask:
+            if schema is not None:
+                check_schema(schema)
             if direct is None and self.config.settings.mode == "pipeline" and schema is None:
                 mode: Literal["pipeline", "direct"] = "pipeline"
             else:

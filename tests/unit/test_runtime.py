@@ -95,6 +95,8 @@ async def test_a_failed_turn_is_told_not_raised(opened: Timeline, server: Server
         ("hi", {"model": "openai:gpt-4o"}, MissingKey),
         ("hi", {"session": "nope"}, NotFound),
         ("hi", {"session": "last"}, NotFound),
+        ("hi", {"schema": {"$ref": "http://127.0.0.1/a"}}, UsageError),
+        ("hi", {"schema": {"type": "thing"}}, UsageError),
     ],
 )
 async def test_what_can_t_be_asked_raises_and_records_nothing(

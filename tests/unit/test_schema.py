@@ -57,6 +57,18 @@ def test_a_file_with_a_json_schema_is_read(tmp_path: Path) -> None:
             '{"$defs": {"$ref": {"prefixItems": [{"$ref": "http://127.0.0.1/a"}]}}}',
             "'http://127.0.0.1/a', which is not in it",
         ),
+        (
+            '{"properties": {"default": {"$ref": "http://127.0.0.1/a"}}}',
+            "'http://127.0.0.1/a', which is not in it",
+        ),
+        (
+            '{"properties": {"properties": {"patternProperties": {"const": {"$ref": "b"}}}}}',
+            "'b', which is not in it",
+        ),
+        ('{"prefixItems": [{}], "items": {"$ref": "#/prefixItems/x"}}', "'#/prefixItems/x', which is not in it"),
+        ('{"maxLength": 1, "items": {"$ref": "#/maxLength/x"}}', "'#/maxLength/x', which is not in it"),
+        ('{"maxLength": 1, "items": {"$ref": "#/maxLength"}}', "'#/maxLength', which is not in it"),
+        ('{"$id": "http://a/", "items": {"$id": "http://["}}', "'http://[', which is not in it"),
         ("[1].json", "no file"),
     ],
 )
@@ -74,10 +86,20 @@ def test_what_is_no_schema_is_told_with_what_to_write(text: str, said: str) -> N
             "[]",
             "",
         ),
+        (
+            '{"default": {"$ref": "a"}, "enum": [{"$ref": "b"}], "$defs": {"a": true}, "not": {"$ref": "#/$defs/a"}}',
+            "1",
+            "$",
+        ),
         ('{"type": "string"}', "1", "is not of type"),
         ('{"type": "string"}', "one", "no JSON"),
         ("{}", "[" * 3000, "no JSON"),
         ('{"$ref": "#"}', "1", "refers to itself without end"),
+        (
+            '{"$ref": "#/const", "const": {"$ref": "http://127.0.0.1/a"}}',
+            "1",
+            "'http://127.0.0.1/a', which is not in it",
+        ),
     ],
 )
 def test_an_answer_is_held_to_its_schema(schema: str, answer: str, said: str) -> None:

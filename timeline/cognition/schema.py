@@ -11,7 +11,7 @@ import msgspec
 
 from timeline.errors import NotFound, UsageError
 
-__all__ = ["misfit", "schema_of"]
+__all__ = ["check_schema", "misfit", "schema_of"]
 
 TYPES = {
     "str": "string",
@@ -85,25 +85,43 @@ def _field(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _read(text: str | bytes, source: str) -> dict[str, Any]:
+    try:
+        schema = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        msg = f"{source} is no JSON ({exc}): check it"
+        raise UsageError(msg) from exc
+    if not isinstance(schema, dict):
+        msg = f"{source} is no JSON object: a schema begins with {{"
+        raise UsageError(msg)
+    check_schema(schema, source)
+    return schema
+
+
+def check_schema(schema: Mapping[str, object], source: str = "the schema") -> None:
+    """See that an answer can be held to a schema.
+
+    Args:
+        schema: The JSON Schema.
+        source: What to call it in an error.
+
+    Raises:
+        UsageError: It is no JSON Schema, or refers to what isn't in it.
+    """
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
 
     try:
-        schema = msgspec.json.decode(text)
-        if not isinstance(schema, dict):
-            msg = f"{source} is no JSON object: a schema begins with {{"
-            raise UsageError(msg)
         Draft202012Validator.check_schema(schema)
-        if (reference := _dangling(schema)) is not None:
-            msg = f"{source} refers to {reference!r}, which is not in it: put it under $defs"
-            raise UsageError(msg)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        msg = f"{source} is no JSON ({exc}): check it"
+        reference = _dangling(schema)
+    except RecursionError as exc:
+        msg = f"{source} is nested too deeply ({exc}): check it"
         raise UsageError(msg) from exc
     except SchemaError as exc:
         msg = f"{source} is no JSON Schema ({exc.json_path}: {exc.message[:120]}): check it"
         raise UsageError(msg) from exc
-    return schema
+    if reference is not None:
+        msg = f"{source} refers to {reference!r}, which is not in it: put it under $defs"
+        raise UsageError(msg)
 
 
 def misfit(text: str, schema: Mapping[str, object]) -> str | None:
@@ -111,6 +129,7 @@ def misfit(text: str, schema: Mapping[str, object]) -> str | None:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
     from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
     try:
         value = msgspec.json.decode(text)
@@ -121,6 +140,8 @@ def misfit(text: str, schema: Mapping[str, object]) -> str | None:
         problem = best_match(Draft202012Validator(schema, registry=Registry()).iter_errors(value))
     except RecursionError:
         return "the schema refers to itself without end"
+    except Unresolvable as exc:
+        return f"the schema refers to {exc.ref!r}, which is not in it"
     return None if problem is None else f"{problem.json_path}: {problem.message}"[:200]
 
 
@@ -130,27 +151,34 @@ def _dangling(schema: Mapping[str, Any]) -> str | None:
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
 
-    root = DRAFT202012.create_resource(schema)
-    waiting: list[tuple[Any, Any]] = [(Registry().resolver_with_root(root), schema)]
+    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    # Third, whether a node's keys are a schema's: else they are names that somebody gave.
+    waiting: list[tuple[Any, Any, bool]] = [(resolver, schema, True)]
     while waiting:
-        resolver, node = waiting.pop()
+        resolver, node, keyed = waiting.pop()
         if isinstance(node, list):
-            waiting += ((resolver, item) for item in node)
+            waiting += ((resolver, item, True) for item in node)
         if not isinstance(node, dict):
             continue
-        if node is not schema and isinstance(node.get("$id"), str):
-            resolver = resolver.in_subresource(DRAFT202012.create_resource(node))
-        for name, value in node.items():
-            if name in _REFERENCES and isinstance(value, str):
-                try:
-                    resolver.lookup(value)
-                except Unresolvable:
-                    return value
-            elif name not in _VALUES:
-                waiting.append((resolver, value))
+        reference = node.get("$id")
+        try:
+            if keyed and node is not schema and isinstance(reference, str):
+                resolver = resolver.in_subresource(DRAFT202012.create_resource(node))
+            for name, value in node.items():
+                if keyed and name in _REFERENCES and isinstance(value, str):
+                    reference = value
+                    if not isinstance(resolver.lookup(value).contents, dict | bool):
+                        return value
+                elif not (keyed and name in _VALUES):
+                    waiting.append((resolver, value, not (keyed and name in _NAMED)))
+        except (Unresolvable, ValueError, TypeError):
+            # It follows any pointer into anything, and splits any address.
+            return str(reference)
     return None
 
 
 _REFERENCES = frozenset({"$ref", "$dynamicRef"})
 _VALUES = frozenset({"const", "default", "enum", "examples"})
 """What stands under these is no schema."""
+_NAMED = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
+"""Under these, schemas stand by names."""
