@@ -32,6 +32,7 @@ from timeline.providers.counters import count
 from timeline.providers.failures import Complaint
 from timeline.providers.fragments import Fragments
 from timeline.providers.http import Head, HTTPProvider, Parser, Timeouts
+from timeline.providers.repetition import Repetition
 
 __all__ = ["ChatParser", "OpenAIProvider"]
 
@@ -143,6 +144,7 @@ class ChatParser:
         "_message",
         "_model",
         "_raw_reason",
+        "_repetition",
         "_request_id",
         "_thoughts",
         "_usage",
@@ -158,11 +160,14 @@ class ChatParser:
         self._message = False
         self._model: str | None = None
         self._raw_reason: str | None = None
+        self._repetition = Repetition()
         self._request_id = head.request_id
         self._usage: dict[str, Any] | None = None
 
     def items(self, payload: bytes) -> Iterable[Item]:  # noqa: C901, PLR0912 - a call per chunk less
         """The items of one chunk, or of a whole answer; see `Parser.items`."""
+        if text := self._repetition.text(payload):
+            return (Delta(text),)
         try:
             chunk = _decode(payload)
         except UnicodeDecodeError:
@@ -192,6 +197,7 @@ class ChatParser:
                     if content:
                         if content.__class__ is str:
                             items.append(Delta(content))
+                            self._repetition.learn(payload, content, _only_text)
                         else:
                             _add_text(items, content, "text")
                     if delta.refusal:
@@ -284,6 +290,20 @@ class ChatParser:
         if self._extras:
             block["extra_content"] = self._extras
         return (OpaquePart(self._head.speaker.name, block),) if block and self._calls else ()
+
+
+def _only_text(payload: bytes) -> str | None:
+    """The text of a chunk that tells nothing but text, of the first answer of several."""
+    chunk = _decode(payload)
+    choices = chunk.choices or []
+    if chunk.usage or chunk.error is not None or chunk.x_groq is not None or len(choices) != 1:
+        return None
+    choice = choices[0]
+    told = {} if choice.delta is None else msgspec.structs.asdict(choice.delta)
+    told = {name: value for name, value in told.items() if value}
+    if choice.index or choice.finish_reason or told.keys() != {"content"} or not isinstance(told["content"], str):
+        return None
+    return told["content"]
 
 
 def _tell_apart(calls: list[_ToolCall]) -> None:
