@@ -192,3 +192,13 @@ def test_warm_of_the_embedded_model_says_that_it_does_not_stay(home: Home, model
     assert 0 == done.code
     assert done.out.startswith("embedded:smollm2 loaded in ")
     assert "each loads it anew" in done.out
+
+
+def test_what_the_name_of_an_ollama_model_stood_for_is_recorded_with_its_answer(home: Home, backend: Backend) -> None:
+    configure(home, ollama={"base_url": home.url})
+    backend.says(ollama)
+
+    done = home.run("ask", "-m", "ollama:llama3.1", "hi")
+
+    assert 0 == done.code
+    assert "46e0c10c039e" == home.end()["data"]["model_digest"]

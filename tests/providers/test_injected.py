@@ -26,6 +26,7 @@ from timeline.providers import (
 
 DIALECTS = ["openai", "groq", "anthropic", "ollama"]
 PEM = Path(__file__).parents[1] / "support" / "localhost.pem"
+TAGS = Reply.json({"models": []})
 SHOW = Reply.json(
     {"model_info": {"general.architecture": "a", "a.context_length": 4096}, "capabilities": ["completion"]}
 )
@@ -78,8 +79,8 @@ def in_stream_error(dialect: str) -> list[bytes]:
 
 
 def serving(*replies: Reply, dialect: str) -> Server:
-    """A server for a provider of the dialect; Ollama's first question is about the model."""
-    return Server([SHOW, *replies] if dialect == "ollama" else replies)
+    """A server for a provider of the dialect; Ollama's first questions are about the model."""
+    return Server([SHOW, TAGS, *replies] if dialect == "ollama" else replies)
 
 
 async def outcome(provider, asked: LLMRequest | None = None) -> tuple[str, ProviderError]:

@@ -15,6 +15,7 @@ from timeline.providers.pool import Providers
 
 DIALECTS = ["openai", "groq", "anthropic", "ollama"]
 SSE = {"content-type": "text/event-stream"}
+TAGS = Reply.json({"models": []})
 SHOW = Reply.json({"model_info": {"general.architecture": "a", "a.context_length": 4096}, "capabilities": []})
 ANTHROPIC_START = b'data: {"type":"message_start","message":{"model":"m","usage":{"input_tokens":3}}}\n\n'
 BEGINNING = {
@@ -93,7 +94,7 @@ def text(events: list[Event]) -> str:
 
 
 def replies(dialect: str, *further: Reply) -> list[Reply]:
-    return [SHOW, *further] if dialect == "ollama" else list(further)
+    return [SHOW, TAGS, *further] if dialect == "ollama" else list(further)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "batch"])

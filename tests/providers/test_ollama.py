@@ -273,6 +273,26 @@ async def test_a_model_that_only_looks_local_is_known_by_its_name_its_descriptio
     assert described.is_local("qwen3:4b")
 
 
+@pytest.mark.parametrize(
+    ("tags", "digest"),
+    [([{"model": "m:latest", "digest": "46e0"}], "46e0"), (7, None), ([7, {"model": "m", "digest": 7}], None)],
+)
+async def test_what_a_name_stands_for_is_looked_up_once_ahead_of_the_first_answer(tags, digest):
+    def answers(request: Request) -> Reply:
+        return Reply.json({"models": tags}) if request.path == "/api/tags" else Ollama(shown=show())(request)
+
+    async with Server(answers) as server:
+        provider = OllamaProvider(server.url)
+        digests = []
+        for _ in range(2):
+            await collect(provider.stream_request(LLMRequest("m", USER)))
+            digests.append(provider.model_digest("m"))
+        await provider.aclose()
+
+    assert ["/api/show", "/api/tags", "/api/chat", "/api/chat"] == [request.path for request in server.requests]
+    assert [digest, digest] == digests
+
+
 async def test_warming_up_loads_the_model_and_tells_if_there_is_none():
     tags = [{"model": "m:latest", "digest": "46e0"}]
     async with Server(Ollama({**DONE, "done_reason": "load"}, shown=show(), tags=tags)) as server:

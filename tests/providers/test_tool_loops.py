@@ -95,6 +95,8 @@ class Conversation:
         if request.path == "/api/show":
             model = {"model_info": {"general.architecture": "llama", "llama.context_length": 4096}}
             return Reply.json({**model, "capabilities": ["completion", "tools"]})
+        if request.path == "/api/tags":
+            return Reply.json({"models": []})
         self.bodies.append(request.body)
         return self._script[len(self.bodies) - 1]
 

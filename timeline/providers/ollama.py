@@ -304,7 +304,7 @@ class OllamaProvider(HTTPProvider):
         return self.local and not (is_cloud(model) or model in self._remote)
 
     def model_digest(self, model: str) -> str | None:
-        """That of the tag, which a later `pull` moves; known once the models were listed or this one warmed up."""
+        """That of the tag, which a later `pull` moves; known once the models were listed or this one was asked."""
         return self._digests.get(model) or self._digests.get(f"{model}:latest")
 
     def auth_headers(self) -> dict[str, str]:
@@ -320,12 +320,11 @@ class OllamaProvider(HTTPProvider):
         return ChatLineParser(head, self._remote)
 
     async def prepare(self, request: LLMRequest | None) -> None:
-        """Learn once what the model can do; where that fails, the request itself will tell why."""
+        """Learn once what the model can do and its name stands for; where that fails, the request itself will tell why."""
         if request is not None and request.model not in self._shown:
-            try:
+            with suppress(ProviderError):
                 await self._show(request.model)
-            except ProviderError:
-                return
+                await self._tags()
 
     def body(self, request: LLMRequest, *, stream: bool) -> dict[str, Any]:
         """The request in Ollama's words; `extra` has the last one, its `options` are added to ours."""
@@ -394,10 +393,8 @@ class OllamaProvider(HTTPProvider):
         if model is None:
             await super().warm_up()
             return
-        request = LLMRequest(model, ())
         try:
-            await asyncio.gather(self.prepare(request), self._learn_tags())
-            await self.make_request(request)
+            await self.make_request(LLMRequest(model, ()))
         except ModelNotFound:
             raise
         except ProviderError:
@@ -407,17 +404,14 @@ class OllamaProvider(HTTPProvider):
         """What has been pulled; what the names stand for is kept."""
         value = await self.get_json("/api/tags")
         entries = value.get("models") if isinstance(value, dict) else None
-        found = [entry for entry in entries or () if isinstance(entry, dict) and _name(entry)]
+        entries = entries if isinstance(entries, list) else []
+        found = [entry for entry in entries if isinstance(entry, dict) and _name(entry)]
         for entry in found:
             if entry.get("remote_host") or entry.get("remote_model"):
                 self._remote.add(_name(entry))
             if isinstance(digest := entry.get("digest"), str):
                 self._digests[_name(entry)] = digest
         return found
-
-    async def _learn_tags(self) -> None:
-        with suppress(ProviderError):
-            await self._tags()
 
     async def _show(self, model: str) -> Shown:
         shown = Shown.read(await self.get_json("/api/show", {"model": model}))
