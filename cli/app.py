@@ -154,11 +154,8 @@ def _misused(exc: TyperException) -> int:
         return UsageError.exit_code
     for theirs, ours in _WORDS:
         message = theirs.sub(ours, message)
-    command = (
-        context.command_path
-        if context
-        else " ".join(["timeline", *filter(re.compile(r"\w+").fullmatch, sys.argv[1:2])])
-    )
+    first = re.findall(r"^\w+$", "".join(sys.argv[1:2]))
+    command = context.command_path if context else " ".join(["timeline", *first])
     return output.fail(UsageError(f"{message.rstrip('.')}: see '{command} --help'"))
 
 

@@ -18,10 +18,9 @@ from . import output
 from .signs import ASCII, UNICODE, Signs, signs, to_ascii
 from .tree import cognition_lines, cost_words, tokens_words
 
-__all__ = ["CUT_OFF", "Answer", "draw_question", "draw_reply", "draw_turn", "play_turn", "usage_line", "work_lines"]
+__all__ = ["Answer", "draw_question", "draw_reply", "draw_turn", "play_turn", "remark", "usage_line", "work_lines"]
 
 NOT_RECORDED = "[not recorded]"
-CUT_OFF = "cut off: the limit of tokens was reached"
 INTERRUPTED = {
     "sigint": "interrupted with Ctrl-C",
     "closed": "stopped: its output was closed",
@@ -60,6 +59,23 @@ def usage_line(turn: Turn, session_id: str | None = None, *, drawn_with: Signs =
         # Its time alone: commands take a unique prefix, and a line has to fit into 60 columns.
         parts.append(f"session {session_id[:13]}")
     return drawn_with.dot.join(parts)
+
+
+def remark(turn: Turn, text: str | None) -> str | None:
+    """What an answer doesn't say of itself: that it was cut off, or that there is none although nothing failed.
+
+    Args:
+        turn: Whose answer it is.
+        text: The answer; None where nobody knows it any more.
+    """
+    answer = turn.answer
+    if answer is None or answer.finish_reason is None:
+        return None
+    if answer.finish_reason == "length":
+        return "cut off: the limit of tokens was reached"
+    if turn.state == "completed" and text is not None and not text.strip():
+        return f"the model answered with nothing (finish reason: {answer.finish_reason})"
+    return None
 
 
 # ------------------------------------------------------------------ a whole turn
@@ -103,7 +119,7 @@ async def play_turn(
             sys.stdout.write(last)
         if last and not last.endswith("\n"):
             sys.stdout.write("\n")
-    _draw_end(console, turn)
+    _draw_end(console, turn, turn.answer_text)
 
 
 # ------------------------------------------------------------------ its parts
@@ -144,7 +160,7 @@ def draw_reply(
         out.print(Answer(answer, out))
     elif answer:
         sys.stdout.write(answer + ("" if answer.endswith("\n") else "\n"))
-    _draw_end(beside, turn, told=text is not None)
+    _draw_end(beside, turn, answer, told=text is not None)
 
 
 def work_lines(
@@ -157,10 +173,11 @@ def work_lines(
     return [Text(output.harmless(f"  {usage_line(turn, drawn_with=drawn_with)}", console), style="dim")]
 
 
-def _draw_end(console: Console, turn: Turn, *, told: bool = False) -> None:
+def _draw_end(console: Console, turn: Turn, text: str, *, told: bool = False) -> None:
     answer, drawn_with = turn.answer, signs(console)
     said = answer is not None and (answer.fragments or not (answer.usage and answer.usage.output))
-    if not told and (turn.private or (turn.state == "completed" and not said)):
+    unknown = not told and (turn.private or (turn.state == "completed" and not said))
+    if unknown:
         console.print(Text(NOT_RECORDED, style="dim"))
     if turn.error is not None:
         message = output.harmless(turn.error.message, console)
@@ -170,5 +187,5 @@ def _draw_end(console: Console, turn: Turn, *, told: bool = False) -> None:
         console.print(Text(f"{drawn_with.failed} {words}", style="yellow"), soft_wrap=True)
     elif turn.state == "open":
         console.print(Text(f"{drawn_with.more} still running", style="yellow"))
-    elif answer is not None and answer.finish_reason == "length":
-        console.print(Text(f"{drawn_with.more} {CUT_OFF}", style="yellow"), soft_wrap=True)
+    elif remarked := remark(turn, None if unknown else text):
+        console.print(Text(f"{drawn_with.more} {remarked}", style="yellow"), soft_wrap=True)

@@ -20,7 +20,7 @@ from timeline.projections.drawn import ANSWERING
 from timeline.providers.base import Delta
 
 from . import output
-from .blocks import Answer, draw_reply, usage_line, work_lines
+from .blocks import Answer, draw_reply, remark, usage_line, work_lines
 from .markdown import split_blocks
 from .shown import AnswerText, Learning, session_hint, tell_interrupted
 from .signs import signs
@@ -274,11 +274,9 @@ class Alongside(_View):
         if end is None:
             tell_interrupted(self.seen)
             return
-        from .blocks import CUT_OFF
-
         drawn_with = signs(output.stderr())
-        if turn.answer is not None and turn.answer.finish_reason == "length":
-            output.notice(f"{drawn_with.more} {CUT_OFF}")
+        if words := remark(turn, end.text):
+            output.notice(f"{drawn_with.more} {words}")
         if self._redrawn:
             for line in work_lines(turn, self.bodies, output.stderr()):
                 output.stderr().print(line, soft_wrap=True)

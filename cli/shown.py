@@ -224,13 +224,13 @@ class Direct(Shown):
             return
         from timeline.projections.blocks import fold
 
-        from .blocks import CUT_OFF, usage_line
+        from .blocks import remark, usage_line
         from .signs import signs
 
         session = fold(self.seen)
         turn, drawn_with = session.turns[-1], signs(output.stderr())
-        if turn.answer is not None and turn.answer.finish_reason == "length":
-            output.notice(f"{drawn_with.more} {CUT_OFF}")
+        if words := remark(turn, end.text):
+            output.notice(f"{drawn_with.more} {words}")
         output.notice(usage_line(turn, session.session_id, drawn_with=drawn_with))
 
     def _stop_waiting(self) -> None:

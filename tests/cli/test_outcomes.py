@@ -53,6 +53,8 @@ def test_a_success_is_recorded(home: Home, backend: Backend) -> None:
     result = home.run("ask", "hi", fresh=True)
 
     assert (0, "Hello world\n") == (result.code, result.out)
+    # The line of what was used, and nothing that an interpreter says at its end.
+    assert re.fullmatch(r"t:m · .* · session [0-9a-f-]+\n", result.err)
     end = home.end()
     assert "response.completed" == end["type"]
     assert ({"input": 5, "output": 2}, "provider") == (end["data"]["usage"], end["data"]["usage_source"])
@@ -65,6 +67,7 @@ def test_ctrl_c_in_mid_stream_is_recorded(home: Home, backend: Backend) -> None:
     process.send(signal.SIGINT)
 
     assert 130 == process.wait()
+    assert re.fullmatch(r"✗ interrupted and recorded: timeline replay [0-9a-f-]+\n", process.errors())
     assert ("call.interrupted", "sigint") == reason(home)
     assert "Hello wor" == home.recorded()
 
@@ -104,7 +107,7 @@ def test_an_error_object_in_the_stream_is_recorded(home: Home, backend: Backend)
 def test_too_many_requests_are_recorded(home: Home, backend: Backend) -> None:
     backend.says(limited())
 
-    result = home.run("ask", "hi")
+    result = home.run("ask", "hi", fresh=True)
 
     assert (5, "") == (result.code, result.out)
     assert ("rate_limited", 429, 7.0) == tuple(error(home)[name] for name in ("kind", "status", "retry_after"))
@@ -419,6 +422,21 @@ def test_reasoning_goes_to_stderr_and_is_recorded_as_such(home: Home, backend: B
 
     assert ("Answer\n", "think hard") == (result.out, result.err.splitlines()[0])
     assert ("Answer", "think hard") == (home.recorded(), home.recorded("reasoning"))
+
+
+@pytest.mark.parametrize("form", [("--direct",), ("--pipeline",)])
+@pytest.mark.parametrize("finish", ["stop", "whatever"])
+def test_an_answer_of_nothing_says_so(home: Home, backend: Backend, form: tuple[str, ...], finish: str) -> None:
+    backend.says(stream(delta(finish=finish), usage(5, 0), answers.event("[DONE]")))
+    reason = "stop" if finish == "stop" else "unknown"
+    says = f"the model answered with nothing (finish reason: {reason})"
+
+    result, quiet, as_json = (home.run("ask", "hi", *form, *further) for further in ((), ("-q",), ("--json",)))
+
+    assert (0, "", 1) == (result.code, result.out, result.err.count(says)), result.err
+    assert (0, "", "") == (quiet.code, quiet.out, quiet.err)
+    assert (0, "", "") == (as_json.code, as_json.json()["answer"], as_json.err)
+    assert 1 == home.run("replay", "last").out.count(says)
 
 
 def test_quiet_shows_the_answer_alone(home: Home, backend: Backend) -> None:
