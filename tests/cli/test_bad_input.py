@@ -15,7 +15,13 @@ from pathlib import Path
 import pytest
 from support.answers import FOREVER, answer, refused, stream
 from support.command import Backend, Home, Result
+from timeline_cli.app import COMMANDS
+from timeline_cli.options import MOST
 
+from timeline.config import MOST_TOKENS
+
+AT_ONCE = 3
+"""Interpreters that start side by side."""
 LOOKING = (
     ("replay", "last"),
     ("sessions", "list"),
@@ -134,6 +140,24 @@ def test_help_and_version_need_nothing(home: Home) -> None:
         result = home.run(*argv)
         assert (0, "", True) == (result.code, result.err, bool(result.out)), argv
     assert not home.store.exists()
+
+
+@pytest.mark.slow
+def test_each_command_imports_what_it_needs_by_itself(home: Home) -> None:
+    # What other tests run is forked from a process that has imported them all.
+    waiting, running = list(COMMANDS), {}
+    while waiting or running:
+        while waiting and len(running) < AT_ONCE:
+            name = waiting.pop()
+            running[name] = home.start(name, "--help", fresh=True)
+        name, process = next(iter(running.items()))
+        shown = process.rest()
+        assert (0, "", True) == (process.wait(), process.errors(), f" {name} [OPTIONS]" in shown), name
+        del running[name]
+
+
+def test_no_number_of_tokens_is_too_large_for_an_option_alone() -> None:
+    assert MOST_TOKENS == MOST
 
 
 @pytest.mark.parametrize("argv", [(), ("ask",), ("batch",), ("route",), ("sessions", "forget"), ("providers", "check")])
