@@ -432,7 +432,7 @@ class ChunkReceived(EventData, frozen=True):
     Args:
         first: Index, within the attempt, of the window's first delta.
         texts: Each delta's text; for `tool_call` a JSON object of `index`, `id`, `name` and a piece of `arguments`.
-        gaps_us: µs since the previous delta, 0 for what came with the same read; the attempt's first delta counts from the request.
+        gaps_us: µs since the previous delta, 0 for what was read together; the attempt's first delta counts from the request.
         kind: What the deltas are; a change of kind starts a new event.
         attempt: Which attempt of the call.
     """
@@ -744,11 +744,12 @@ class Clock:
         """µs since the epoch, UTC."""
         return time.time_ns() // 1000
 
-    monotonic: Callable[[], float] = staticmethod(time.perf_counter)
-    """Seconds on a clock that never goes back."""
-
     monotonic_ns: Callable[[], int] = staticmethod(time.perf_counter_ns)
-    """The same in nanoseconds."""
+    """Nanoseconds on a clock that never goes back."""
+
+    def monotonic(self) -> float:
+        """The same in seconds."""
+        return self.monotonic_ns() / 1e9
 
     def random_bits(self, bits: int) -> int:
         """That many random bits."""

@@ -263,8 +263,11 @@ class EventStoreContract:
         assert [event.event_id for batch in batches for event in batch] == committed
         assert committed == [event.event_id async for event in store.read()]
 
-    async def test_a_batch_that_is_refused_does_not_spoil_its_group(self, store: EventStore, scribe: Scribe) -> None:
-        """Of one group: a conflict, a text that is none, a decision that breaks, one that wrote first and breaks."""
+    @pytest.mark.parametrize("together", [True, False], ids=["a group", "each alone"])
+    async def test_a_batch_that_is_refused_does_not_spoil_its_group(
+        self, store: EventStore, scribe: Scribe, together: bool
+    ) -> None:
+        """Of one group, and one after the other: a conflict, a text that is none, a decision that breaks, one that wrote first and breaks."""
 
         def breaks(_: Connection) -> list[NewEvent]:
             raise ZeroDivisionError
@@ -273,7 +276,7 @@ class EventStoreContract:
             conn.execute(text("INSERT INTO contents VALUES ('digest', 'never')"))
             raise IdempotencyConflict("on second thoughts")
 
-        outcomes = await asyncio.gather(
+        batches = (
             store.append(scribe.notes("a", 1), contents=["one"]),
             store.append(scribe.notes("a", 1), contents=["two"], expected_version=7),
             store.append(scribe.notes("a", 1)),
@@ -281,8 +284,11 @@ class EventStoreContract:
             store.append_when(breaks, contents=["four"]),
             store.append_when(writes_and_breaks),
             store.append(scribe.notes("a", 1)),
-            return_exceptions=True,
         )
+        if together:
+            outcomes = await asyncio.gather(*batches, return_exceptions=True)
+        else:
+            outcomes = [(await asyncio.gather(batch, return_exceptions=True))[0] for batch in batches]
 
         assert [1, VersionConflict, 2, UnicodeEncodeError, ZeroDivisionError, IdempotencyConflict, 3] == [
             outcome[0].position if isinstance(outcome, list) else type(outcome) for outcome in outcomes

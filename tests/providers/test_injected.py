@@ -312,6 +312,16 @@ async def test_no_next_chunk_in_time_and_the_server_learns_of_it(dialect):
     assert f"{dialect} sent nothing more of its answer within 0.1 s: try again or raise the timeout" == str(error)
 
 
+async def test_many_short_waits_are_no_long_one():
+    pieces = [step for piece in (*first_pieces("openai") * 4, *last_pieces("openai")) for step in (0.15, piece)]
+    async with Server(Reply(pieces)) as server:
+        provider = OpenAIProvider(KEY, server.url, timeouts=Timeouts(between_chunks=0.4))
+        answer = await collect(provider.stream_request(request()))
+        await provider.aclose()
+
+    assert "Hel" * 4 + "lo" == answer.content
+
+
 async def test_a_caller_that_takes_its_time_is_no_silent_server():
     async with Server(Reply([*first_pieces("openai"), *last_pieces("openai")])) as server:
         provider = OpenAIProvider(KEY, server.url, timeouts=Timeouts(between_chunks=0.05))

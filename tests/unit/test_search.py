@@ -459,6 +459,26 @@ async def test_the_index_is_the_same_after_a_rebuild_and_goes_on_from_there(
     check(path)
 
 
+async def test_the_index_holds_what_the_view_shows(store: EventStore, scribe: Scribe, path: Path) -> None:
+    await say(store, scribe, "first", "one", " t\0wo", " three", "\0", "")
+    await say(store, scribe, "second", "é", "\n🎲 four", "teen")
+    turn = scribe.turn("s", prompt="third", texts=("said",))
+    place = next(at for at, item in enumerate(turn) if isinstance(item.data, e.ChunkReceived))
+    thought = scribe.event("s", e.ChunkReceived(0, ("thought",), (0,), "reasoning"), call_id=turn[place].call_id)
+    await store.append([*turn[:place], thought, *turn[place:]], contents=["third"])
+    indexed = words(path)
+
+    connection = sqlite3.connect(path)
+    connection.execute("INSERT INTO search_index (search_index) VALUES ('delete-all')")
+    connection.execute("INSERT INTO search_index (rowid, prompt, answer) SELECT id, prompt, answer FROM search_texts")
+    connection.commit()
+    connection.close()
+
+    assert words(path) == indexed
+    assert {"first", "second", "third", "fourteen", "said"} < {word for word, *_ in indexed}
+    assert "thought" not in {word for word, *_ in indexed}
+
+
 def check(path: Path) -> None:
     """Let FTS5 itself look at its index."""
     connection = sqlite3.connect(path)

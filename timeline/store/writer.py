@@ -1,7 +1,7 @@
 """The single writer of a process: how events get their position, version and digest, and are committed in groups.
 
 Whatever is appended while a transaction runs goes into the next one, so many appends share
-one fsync; each, in a savepoint of its own, still succeeds or fails alone.
+one fsync; each, where it isn't alone in a savepoint of its own, still succeeds or fails alone.
 """
 
 from __future__ import annotations
