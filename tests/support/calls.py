@@ -75,10 +75,11 @@ class Recorder:
         private: bool = False,
         stream: bool = True,
         contents: Sequence[str] = (),
+        past: Sequence[Message] = (),
         **request: Any,
     ) -> Any:
         """The call, not yet begun."""
-        asked = LLMRequest("model", messages=(Message("user", request.pop("prompt", "Why?")),), **request)
+        asked = LLMRequest("model", messages=(*past, Message("user", request.pop("prompt", "Why?"))), **request)
         context = CallContext(self.session_id, "turn", "step", (MessageRef("user"),), private=private, stream=stream)
         self.providers[provider.name] = provider
         candidates = [Candidate(provider.name, "model", "asked for")]

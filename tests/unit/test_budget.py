@@ -27,7 +27,7 @@ from timeline.llm.budget import (
 )
 from timeline.llm.pricing import PriceBook
 from timeline.projections.budgets import BudgetState
-from timeline.providers.base import ImagePart, LLMRequest, Message, TextPart, Tool
+from timeline.providers.base import ImagePart, LLMRequest, Message, OpaquePart, TextPart, Tool
 
 CENT = 10_000_000
 HOUR = 3_600_000_000
@@ -287,6 +287,8 @@ def test_the_estimate_of_a_prompt_counts_all_that_is_sent() -> None:
     assert 104 < estimate_input(msgspec.structs.replace(plain, tools=(tool,)))
     assert 104 < estimate_input(msgspec.structs.replace(plain, response_schema={"type": "object"}))
     assert 1704 == estimate_input(LLMRequest("m", (Message("user", (TextPart("x" * 400), image)),)))
+    kept = OpaquePart("work", {"reasoning_content": "x" * 400})
+    assert 104 + 100 < estimate_input(LLMRequest("m", (Message("assistant", (kept, TextPart("x" * 400))),)))
 
 
 BLOCKING = BudgetConfig("b", limit_usd=1, provider="work")

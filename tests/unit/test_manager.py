@@ -27,7 +27,7 @@ from timeline.events import (
     Usage,
 )
 from timeline.llm.attempt import WINDOW_CHARACTERS, WINDOW_SECONDS, CallEnd
-from timeline.providers.base import Delta, Finish, Item, LLMRequest, UsageReport
+from timeline.providers.base import Delta, Finish, Item, LLMRequest, Message, OpaquePart, UsageReport
 from timeline.providers.openai import OpenAIProvider
 from timeline.store import content_digest
 from timeline.testing import ScriptedProvider
@@ -280,10 +280,18 @@ async def test_the_last_usage_report_wins_and_is_kept_verbatim(calls: Recorder) 
 
 
 @pytest.mark.parametrize(
-    ("cuts", "counted", "cut"), [(True, 2048, True), (True, 8000, False), (True, 0, False), (False, 2048, False)]
+    ("cuts", "counted", "past", "cut"),
+    [
+        (True, 2048, (), True),
+        (True, 8000, (), False),
+        (True, 0, (), False),
+        (False, 2048, (), False),
+        # Of a conversation that goes on, what was read before may not be counted again.
+        (True, 2048, (Message("user", "word " * 8000), Message("assistant", "Yes")), False),
+    ],
 )
 async def test_a_prompt_of_which_far_less_was_read_than_sent_was_cut(
-    calls: Recorder, cuts: bool, counted: int, cut: bool
+    calls: Recorder, cuts: bool, counted: int, past: tuple[Message, ...], cut: bool
 ) -> None:
     class Reader(ScriptedProvider):
         cuts_prompts = cuts
@@ -293,11 +301,20 @@ async def test_a_prompt_of_which_far_less_was_read_than_sent_was_cut(
 
     report = UsageReport(Usage(input=counted, output=1), {})
 
-    await calls.call(Reader(["Yes", report, Finish("stop")]), prompt="word " * 8000)
+    await calls.call(Reader(["Yes", report, Finish("stop")]), past=past, prompt="word " * 8000)
 
     (sent,), end = await calls.data(RequestSent), await calls.end()
     assert (sent.estimated_input_tokens if cut else None) == end.cut_from
     assert "digest of model" == end.model_digest
+
+
+async def test_the_estimate_of_what_is_sent_counts_what_goes_back_to_its_provider(calls: Recorder) -> None:
+    thoughts = Message("assistant", (OpaquePart("scripted", {"reasoning_content": "because " * 500}),))
+
+    await calls.call(ScriptedProvider(["Yes", Finish("stop")]), past=[thoughts])
+
+    (sent,) = await calls.data(RequestSent)
+    assert 1000 < sent.estimated_input_tokens < 1050
 
 
 def answers_usage(output: int):

@@ -422,6 +422,9 @@ class Attempt:
 
     def _cut_from(self) -> int | None:
         """How long the prompt was, where so little of it was counted that a part must have been left out."""
+        if any(message.role == "assistant" for message in self._request.messages):
+            # Who cuts unsaid may also leave out of the count what it still had from the request before.
+            return None
         counted = self._usage.usage.total_input if self._usage and self._provider.cuts_prompts else 0
         return self._estimated_input if 0 < counted * _FAR_BELOW < self._estimated_input - _SHORT_PROMPT else None
 
@@ -485,7 +488,8 @@ def _estimate_input(request: LLMRequest) -> int:
     """About how many tokens are sent: words, tools and schema."""
     tools = encoded_tools(request) if request.tools else ""
     schema = msgspec.json.encode(request.response_schema).decode() if request.response_schema else ""
-    return estimate_tokens(request.system or "", *(message.text for message in request.messages), tools, schema)
+    said = (text for message in request.messages for text in (message.text, message.opaque_text))
+    return estimate_tokens(request.system or "", *said, tools, schema)
 
 
 def encoded_tools(request: LLMRequest) -> str:

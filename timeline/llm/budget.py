@@ -100,7 +100,10 @@ def estimate_input(request: LLMRequest) -> int:
     images = sum(isinstance(part, ImagePart) for part in parts)
     shapes = [*request.tools, *([request.response_schema] if request.response_schema else [])]
     shapes += [call for message in request.messages for call in message.tool_calls]
-    texts = [request.system or "", *(message.text for message in request.messages)]
+    texts = [
+        request.system or "",
+        *(text for message in request.messages for text in (message.text, message.opaque_text)),
+    ]
     texts += [msgspec.json.encode(shape).decode() for shape in shapes]
     return estimate_tokens(*texts) + TOKENS_PER_MESSAGE * len(request.messages) + TOKENS_PER_IMAGE * images
 

@@ -54,7 +54,9 @@ def request_of(messages: Sequence[Message], system: str | None, max_tokens: int 
     """What a model must take to be sent these messages."""
     parts = [part for message in messages if not isinstance(message.content, str) for part in message.content]
     return Request(
-        input_tokens=estimate_tokens(system or "", *(message.text for message in messages)),
+        input_tokens=estimate_tokens(
+            system or "", *(text for message in messages for text in (message.text, message.opaque_text))
+        ),
         max_tokens=max_tokens,
         images=any(isinstance(part, ImagePart) for part in parts),
     )

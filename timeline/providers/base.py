@@ -125,6 +125,15 @@ class Message(Struct, frozen=True, omit_defaults=True):
             return self.content
         return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
+    @property
+    def opaque_text(self) -> str:
+        """What only its own provider understands, as JSON: it is sent, and counted, too."""
+        if isinstance(self.content, str):
+            return ""
+        return "".join(
+            msgspec.json.encode(part.block).decode() for part in self.content if isinstance(part, OpaquePart)
+        )
+
 
 class Tool(Struct, frozen=True):
     """A tool the model may call.
