@@ -42,6 +42,10 @@ class Terminal:
         self._stream = pyte.ByteStream(self.screen)
         self._ours, theirs = pty.openpty()
         self._resize(columns, rows)
+        # Ctrl-C would else throw away what is on its way to the screen: half a frame, and not the program's fault.
+        modes = termios.tcgetattr(theirs)
+        modes[3] |= termios.NOFLSH
+        termios.tcsetattr(theirs, termios.TCSANOW, modes)
         self.pid, self._wait = home.start_on(theirs, *argv, env={"TERM": "xterm-256color", **(env or {})})
         os.close(theirs)
 
