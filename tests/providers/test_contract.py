@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -474,6 +474,10 @@ def problems(found: object) -> list[tuple[str, str]]:
         ("local = 'yes'", ("attributes", "local is str, no bool")),
         ("local = True", None),
         ("reports_usage = 0", ("attributes", "reports_usage is int, no bool")),
+        ("cuts_prompts = 'no'", ("attributes", "cuts_prompts is str, no bool")),
+        ("def model_digest(self): ...", ("methods", "model_digest can't be called with (self, model)")),
+        ("async def model_digest(self, model): ...", ("async", "model_digest is not a plain def")),
+        ("def model_digest(self, model): ...", None),
         ("def __init__(self, key, /): ...", ("class", "its argument key can't be given by keyword")),
     ],
 )
@@ -506,6 +510,32 @@ def test_class_need_not_be_derived_from_ours() -> None:
     assert [] == problems(Foreign)
     assert not provider.local
     assert provider.reports_usage
+    assert (False, None) == (provider.cuts_prompts, provider.model_digest("m"))
+
+
+@pytest.mark.parametrize(
+    ("digest", "broken"),
+    [
+        (lambda _: None, None),
+        (lambda model: f"digest of {model}", None),
+        (lambda _: 7, r'"attributes" \(model_digest gave int'),
+        (lambda _: "\udcff", r'"attributes" \(model_digest gave str'),
+        (lambda _: {}["x"], r'"errors" \(KeyError'),
+    ],
+)
+def test_what_a_plugin_says_of_cut_prompts_and_of_its_models_is_passed_on(digest: Any, broken: str | None) -> None:
+    class Cutting(Plugin):
+        cuts_prompts = True
+
+        def model_digest(self, model):
+            return digest(model)
+
+    provider = guarded(Cutting())
+
+    assert provider.cuts_prompts
+    with pytest.raises(PluginError, match=broken) if broken else nullcontext():
+        found = provider.model_digest("m")
+        assert digest("m") == found
 
 
 @pytest.mark.parametrize(("name", "what"), [(None, "name is NoneType, no str"), ("a:b", "name holds a colon")])

@@ -47,8 +47,9 @@ T = TypeVar("T")
 RULES = {
     "class": "the entry point names a class, which is made with keyword arguments",
     "methods": "make_request, stream_request and get_available_models are there and take what the base class says",
-    "async": "stream_request is an async generator, the other methods are async def",
-    "attributes": "name is text without a colon, capabilities a Capabilities, local and reports_usage are true or false",
+    "async": "stream_request is an async generator, model_digest a plain def, the other methods are async def",
+    "attributes": "name is text without a colon, capabilities a Capabilities, "
+    "local, reports_usage and cuts_prompts are true or false, model_digest gives text or None",
     "items": "a stream yields Delta, UsageReport and Finish, with fields of their types",
     "finish": "a stream ends with exactly one Finish, and nothing comes after it",
     "usage": "tokens are reported before the Finish, none negative, reasoning no more than output",
@@ -92,8 +93,15 @@ def broken(plugin: str, problem: Problem) -> PluginError:
 
 # ------------------------------------------------------------------ before it is made
 
-_ARGUMENTS = {"make_request": 1, "stream_request": 1, "get_available_models": 0, "warm_up": 1, "aclose": 0}
-_OPTIONAL = ("warm_up", "aclose")
+_ARGUMENTS = {
+    "make_request": 1,
+    "stream_request": 1,
+    "get_available_models": 0,
+    "warm_up": 1,
+    "model_digest": 1,
+    "aclose": 0,
+}
+_OPTIONAL = ("warm_up", "model_digest", "aclose")
 
 
 def check_class(found: object) -> list[Problem]:
@@ -136,7 +144,7 @@ def _method_problems(found: type) -> Iterator[Problem]:
         try:
             inspect.signature(method).bind(None, *[None] * count)
         except TypeError:
-            taken = ("(self)", "(self, model)" if name == "warm_up" else "(self, request)")[count]
+            taken = ("(self)", "(self, model)" if name in _OPTIONAL else "(self, request)")[count]
             yield Problem("methods", f"{name} can't be called with {taken}")
         except ValueError:
             pass  # Compiled code doesn't tell.
@@ -150,6 +158,8 @@ def _wrong_kind(name: str, function: Any) -> str | None:
         if inspect.iscoroutinefunction(function):
             return f"{name} is async def without yield: it has to be an async generator"
         return f"{name} is a generator: write async def" if inspect.isgeneratorfunction(function) else None
+    if name == "model_digest":
+        return f"{name} is not a plain def" if inspect.iscoroutinefunction(function) else None
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         return f"{name} yields: it has to return"
     return None if inspect.iscoroutinefunction(function) else f"{name} is not async def"
@@ -157,7 +167,8 @@ def _wrong_kind(name: str, function: Any) -> str | None:
 
 def _attribute_problems(found: object, get: Any) -> Iterator[Problem]:
     static = isinstance(found, type)
-    for name, wanted in (("name", str), ("capabilities", Capabilities), ("local", bool), ("reports_usage", bool)):
+    flags = ((flag, bool) for flag in ("local", "reports_usage", "cuts_prompts"))
+    for name, wanted in (("name", str), ("capabilities", Capabilities), *flags):
         value = get(found, name, None)
         if value is None and (static or name != "name"):
             continue
@@ -411,6 +422,7 @@ class Guarded(LLMProvider):
             boundary.refuse(next(iter(check_provider(provider)), None))
             self.capabilities = getattr(provider, "capabilities", None) or Capabilities()  # type: ignore[misc]
             self.reports_usage = getattr(provider, "reports_usage", None) is not False  # type: ignore[misc]
+            self.cuts_prompts = getattr(provider, "cuts_prompts", None) is True  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"Guarded({type(self.provider).__name__}, name={self.name!r})"
@@ -420,6 +432,21 @@ class Guarded(LLMProvider):
         """What the plugin says now."""
         with self._boundary():
             return getattr(self.provider, "local", None) is True
+
+    def model_digest(self, model: str) -> str | None:
+        """What the plugin says; see `LLMProvider.model_digest`.
+
+        Raises:
+            PluginError: A rule was broken.
+        """
+        boundary = self._boundary()
+        with boundary:
+            if not hasattr(self.provider, "model_digest"):
+                return None
+            found = self.provider.model_digest(model)
+            if isinstance(_checked("attributes", ModelInfo(model, self.name, digest=found)), Problem):
+                boundary.refuse(Problem("attributes", f"model_digest gave {type(found).__name__} that is no text"))
+            return cast("str | None", found)
 
     async def stream_request(self, request: LLMRequest) -> AsyncGenerator[Item, None]:
         """Ask, and pass on what may be; see `LLMProvider.stream_request`.
