@@ -46,11 +46,11 @@ def fragment(index=None, call_id=None, name=None, arguments=None):
     return chunk({"tool_calls": [call]})
 
 
-async def answer(*payloads, headers=None):
+async def answer(*payloads, headers=None, model="m"):
     async with Server(Reply.sse(*payloads, headers=headers)) as server:
         provider = OpenAIProvider(KEY, server.url)
         try:
-            return await collect(provider.stream_request(LLMRequest("m", ())))
+            return await collect(provider.stream_request(LLMRequest(model, ())))
         finally:
             await provider.aclose()
 
@@ -225,6 +225,16 @@ async def test_thoughts_and_signatures_go_back_with_the_calls_to_who_sent_them()
     assert () == (await answer(chunk({"reasoning_content": "hm", "content": "x"}, "stop"))).opaque
 
 
+async def test_a_signature_that_comes_alone_ahead_of_its_call_goes_back_with_it():
+    signs = [chunk({"tool_calls": [{"index": number, "extra_content": {"sign": number}}]}) for number in (0, 1)]
+    begun = [fragment(number, f"c{number}", "a", "{}") for number in (0, 1)]
+
+    response = await answer(signs[0], begun[0], signs[1], begun[1], "[DONE]")
+
+    assert {"extra_content": {"0": {"sign": 0}, "1": {"sign": 1}}} == response.opaque[0].block
+    assert ["c0", "c1"] == [call.id for call in response.tool_calls]
+
+
 def test_deepseek_is_told_of_thoughts_even_where_there_were_none():
     messages = [Message("user", "hi"), Message("assistant", "", (ToolCall("c1", "a", {}),))]
     body = OpenAIProvider(KEY, "https://api.deepseek.com/v1").body(LLMRequest("m", messages), stream=True)
@@ -389,6 +399,13 @@ async def test_usage_wherever_it_stands(payloads, usage):
     response = await answer(*payloads)
 
     assert (usage or Usage(), usage is not None) == (response.usage, response.usage_reported)
+
+
+async def test_thoughts_of_gemini_are_counted_where_the_answer_names_no_model():
+    counted = chunk({}, "stop", usage={"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 52})
+
+    assert Usage(9, output=43, reasoning=36) == (await answer(counted, model="gemini-2.5-flash")).usage
+    assert Usage(9, output=7) == (await answer({**counted, "model": "x"}, model="gemini-2.5-flash")).usage
 
 
 @pytest.mark.parametrize(

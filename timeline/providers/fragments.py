@@ -28,8 +28,8 @@ class Fragments:
     def __init__(self) -> None:
         self._calls: list[_Open] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._calls)
+    def __len__(self) -> int:
+        return len(self._calls)
 
     def delta(self, number: int | None, call_id: str | None, name: str | None, arguments: str) -> Delta | None:
         """The fragment as a delta, numbered from 0 and with id and name once; None where it tells nothing.

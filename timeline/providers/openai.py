@@ -111,7 +111,12 @@ _FAILED = ("error", "insufficient_system_resource", "network_error")
 
 
 def read_usage(raw: Mapping[str, Any], model: str | None = None) -> Usage:
-    """OpenAI's counters made disjoint: `prompt_tokens` includes the cached ones."""
+    """OpenAI's counters made disjoint: `prompt_tokens` includes the cached ones.
+
+    Args:
+        raw: The counters as they came.
+        model: Who answered, or was asked: Gemini counts its thoughts in the total alone.
+    """
     prompt_details, output_details = raw.get("prompt_tokens_details"), raw.get("completion_tokens_details")
     prompt = count(raw, "prompt_tokens") or count(raw, "input_tokens")
     output = count(raw, "completion_tokens") or count(raw, "output_tokens")
@@ -238,8 +243,9 @@ class ChatParser:
         if not isinstance(arguments, str):
             arguments = "" if arguments is None else msgspec.json.encode(arguments).decode()
         delta = self._calls.delta(call.index, call_id, name, arguments)
-        if delta is not None and call.extra_content is not None:
-            self._extras[str(delta.index)] = call.extra_content
+        if call.extra_content is not None:
+            # Where it is all that the fragment tells, its call is still to begin.
+            self._extras[str(len(self._calls) if delta is None else delta.index)] = call.extra_content
         return delta
 
     def _read_rest(self, chunk: _Chunk, items: list[Item]) -> None:
@@ -251,7 +257,7 @@ class ChatParser:
                 self._request_id = groq.id
         if usage and usage != self._usage and isinstance(usage, dict):
             self._usage = usage
-            items.append(UsageReport(read_usage(usage, chunk.model or self._model), usage))
+            items.append(UsageReport(read_usage(usage, chunk.model or self._model or self._head.model), usage))
         if error:
             raise self._head.error(Complaint.of({"error": error}))
 
