@@ -178,7 +178,11 @@ def ask(
         explain(asked, direct=direct, offline=offline, dry_run=True, as_json=as_json)
         return
     shown = (
-        _Json() if as_json else _Events() if as_events else Watched(plain=plain, quiet=quiet, cognition=show_cognition)
+        _Json()
+        if as_json
+        else _Events()
+        if as_events
+        else Watched(plain=plain, quiet=quiet, cognition=show_cognition, whole=schema is not None)
     )
     end = wait_for(
         _ask(
@@ -240,7 +244,7 @@ async def _ask(
                                 elif isinstance(item, Delta):
                                     shown.delta(item)
                                 else:
-                                    shown.superseded()
+                                    shown.superseded(item)
                         finally:
                             # Before anything else that takes its time.
                             shown.stop()

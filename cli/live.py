@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.control import Control
@@ -25,6 +26,9 @@ from .markdown import split_blocks
 from .shown import AnswerText, Learning, session_hint, tell_interrupted
 from .signs import signs
 from .tree import step_line, worth_telling
+
+if TYPE_CHECKING:
+    from timeline.llm.manager import Superseded
 
 __all__ = ["Alongside", "Together"]
 
@@ -135,7 +139,7 @@ class Together(_View):
         """See `Shown.aside`."""
         return self._region.hidden()
 
-    def superseded(self) -> None:
+    def superseded(self, what: Superseded) -> None:  # noqa: ARG002  it is redrawn, whatever it was
         """See `Shown.superseded`."""
         self._pieces.clear()
         self._thoughts = ""
@@ -257,9 +261,9 @@ class Alongside(_View):
         """See `Shown.aside`."""
         return self._region.hidden()
 
-    def superseded(self) -> None:
+    def superseded(self, what: Superseded) -> None:
         """See `Shown.superseded`."""
-        self._text.again()
+        self._text.again(what)
 
     def stop(self) -> None:
         """See `Shown.stop`."""

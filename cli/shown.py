@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from timeline.cognition.turn import TurnEnd
     from timeline.events import Event
+    from timeline.llm.manager import Superseded
     from timeline.providers.base import Delta
     from timeline.runtime import Timeline
 
@@ -54,7 +55,7 @@ class Shown:
     def delta(self, delta: Delta) -> None:
         """A piece of what a model says came."""
 
-    def superseded(self) -> None:
+    def superseded(self, what: Superseded) -> None:
         """What came of the answer so far no longer counts."""
 
     def aside(self) -> AbstractContextManager[None]:
@@ -101,14 +102,17 @@ class Watched(Shown):
         plain: Don't render Markdown.
         quiet: The answer, and nothing beside it.
         cognition: Show the steps of a turn that has some.
+        whole: Show the answer once it is known to be the last one: a program reads it, and takes back nothing.
     """
 
-    def __init__(self, *, plain: bool, quiet: bool, cognition: bool = True) -> None:
+    def __init__(self, *, plain: bool, quiet: bool, cognition: bool = True, whole: bool = False) -> None:
         super().__init__()
+        self._whole = whole
+        self._kept: list[Delta] = []
         self._options = {"plain": plain, "quiet": quiet}
         self._cognition = cognition and not quiet
         self._view: Shown = Direct(**self._options)
-        self._kind = "answer"
+        self._answers = True
 
     @property
     def told(self) -> bool:  # type: ignore[override]
@@ -126,7 +130,8 @@ class Watched(Shown):
 
     def event(self, event: Event) -> None:
         """Choose how to show the turn when it begins; know which step speaks."""
-        from timeline.events import StepStarted, TurnStarted
+        from timeline.events import StepCompleted, StepFailed, StepStarted, TurnStarted
+        from timeline.projections.drawn import ANSWERING
 
         super().event(event)
         match event.data:
@@ -135,7 +140,9 @@ class Watched(Shown):
                 for early in self.seen[:-1]:
                     self._view.event(early)
             case StepStarted(kind):
-                self._kind = kind
+                self._answers = kind in ANSWERING
+            case StepCompleted() | StepFailed():
+                self._release()
         self._view.event(event)
 
     def _with_cognition(self) -> Shown:
@@ -149,13 +156,24 @@ class Watched(Shown):
 
     def delta(self, delta: Delta) -> None:
         """Show what the answering step says, not what others say among themselves."""
-        if self._kind in ("format", "answer"):
+        if not self._answers:
+            return
+        if self._whole and delta.kind == "text":
+            self._kept.append(delta)
+        else:
             self._view.delta(delta)
 
-    def superseded(self) -> None:
+    def _release(self) -> None:
+        """Show what was kept back: nothing comes in its place."""
+        for delta in self._kept:
+            self._view.delta(delta)
+        self._kept.clear()
+
+    def superseded(self, what: Superseded) -> None:
         """See `Shown.superseded`."""
-        if self._kind in ("format", "answer"):
-            self._view.superseded()
+        if self._answers:
+            self._kept.clear()
+            self._view.superseded(what)
 
     def aside(self) -> AbstractContextManager[None]:
         """See `Shown.aside`."""
@@ -163,6 +181,7 @@ class Watched(Shown):
 
     def stop(self) -> None:
         """See `Shown.stop`."""
+        self._release()
         self._view.stop()
 
     def end(self, end: TurnEnd | None) -> None:
@@ -206,9 +225,9 @@ class Direct(Shown):
             self._stop_waiting()
             self._text.feed(delta)
 
-    def superseded(self) -> None:
+    def superseded(self, what: Superseded) -> None:
         """See `Shown.superseded`."""
-        self._text.again()
+        self._text.again(what)
 
     def stop(self) -> None:
         """See `Shown.stop`."""
@@ -270,10 +289,13 @@ class AnswerText:
         sys.stdout.flush()
         self._last = delta.text[-1:] or self._last
 
-    def again(self) -> None:
+    def again(self, what: Superseded) -> None:
         """What was shown can't be taken back; say that it begins anew."""
         self.close()
-        output.notice("that answer broke off: it begins anew")
+        if what.reason == "misfit":
+            output.notice("that answer did not fit the schema: it is asked for once more")
+        else:
+            output.notice("that answer broke off: it begins anew")
 
     def pause(self) -> None:
         """End the line that is open on a screen, so that stderr has one of its own."""

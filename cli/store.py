@@ -54,7 +54,7 @@ def verify(*, as_json: AsJson = False) -> None:
             raise typer.Exit(1)
     elif found.problem:
         where = f"position {found.position}: " if found.position is not None else ""
-        msg = f"{where}{found.problem}; restore a backup, or export what is before it"
+        msg = f"{where}{found.problem}; restore a backup; 'timeline replay' and sqlite3 still read what is before it"
         raise StoreDamaged(msg)
     else:
         sys.stdout.write(f"ok: {found.events:,} events in {found.sessions:,} sessions\n")

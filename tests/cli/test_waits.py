@@ -134,6 +134,41 @@ def test_an_answer_that_begins_anew_says_so(home: Home, backend: Backend) -> Non
     assert "Good morning" in replayed
 
 
+@pytest.mark.parametrize("options", [("--direct",), ("--direct", "-q"), ("--pipeline",)], ids=" ".join)
+def test_an_answer_that_does_not_fit_the_schema_is_not_on_standard_output(
+    home: Home, backend: Backend, options: tuple[str, ...]
+) -> None:
+    configure(home, routing_strategy={"query_routing": "t:m"})
+    route = [answer('{"tools": [], "complexity": "low"}')] if "--pipeline" in options else []
+    backend.says(*route, answer('{"nome": ', '"Rex"}'), answer('{"name": "Rex", ', '"age": 3}'))
+
+    result = home.run("ask", *options, "--schema", "name, age int", "A dog")
+
+    assert (0, '{"name": "Rex", "age": 3}\n') == (result.code, result.out)
+    assert "that answer did not fit the schema: it is asked for once more" in result.err
+    assert "broke off" not in result.err
+
+
+def test_the_last_answer_that_does_not_fit_the_schema_is_shown_and_fails(home: Home, backend: Backend) -> None:
+    configure(home)
+    backend.says(answer('{"nome": "Rex"}'), answer('{"nom": "Rex"}'))
+
+    result = home.run("ask", "-q", "--schema", "name", "A dog")
+
+    assert (1, '{"nom": "Rex"}\n') == (result.code, result.out)
+    assert "the answer does not fit the schema" in result.err
+
+
+def test_an_answer_with_a_schema_that_breaks_off_begins_anew_on_standard_output(home: Home, backend: Backend) -> None:
+    configure(home, routing_strategy={"on_stream_error": "restart"})
+    backend.says(stream('{"na', CLOSE), answer('{"name": "Rex"}'))
+
+    result = home.run("ask", "--schema", "name", "A dog")
+
+    assert (0, '{"name": "Rex"}\n') == (result.code, result.out)
+    assert "that answer broke off: it begins anew" in result.err
+
+
 # ------------------------------------------------------------------ from the log
 
 

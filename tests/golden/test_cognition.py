@@ -18,6 +18,7 @@ from timeline_cli.live import Together
 from timeline_cli.signs import ascii_only
 
 from timeline import events as e
+from timeline.llm.manager import Superseded
 from timeline.projections.blocks import fold
 from timeline.providers.base import Delta
 
@@ -125,7 +126,7 @@ def live(story: Story, on: Screen, *, pause: float = 0.0) -> str:
                 continue
             answers = view.turn is not None and view.turn.steps and view.turn.steps[-1].kind == "format"
             if isinstance(event.data, e.RequestSent) and event.data.attempt > 1:
-                view.superseded()
+                view.superseded(Superseded())
             if isinstance(event.data, e.ChunkReceived) and answers:
                 for text in event.data.texts:
                     view.delta(Delta(text))

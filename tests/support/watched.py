@@ -20,6 +20,7 @@ from support.cognition import Story, percent_and_day
 from timeline import events as e
 from timeline.cognition.turn import TurnEnd
 from timeline.errors import RateLimited
+from timeline.llm.manager import Superseded
 from timeline.providers.base import Delta
 
 __all__ = ["STORIES", "main"]
@@ -60,7 +61,7 @@ async def _play(story: Story, shown: Watched, pause: float, stop_at: str | None)
                 await asyncio.sleep(3600)
             kind = event.data.kind if isinstance(event.data, e.StepStarted) else kind
             if isinstance(event.data, e.CallRetryScheduled):
-                shown.superseded()
+                shown.superseded(Superseded())
                 text = ""
             for piece in event.data.texts if isinstance(event.data, e.ChunkReceived) else ():
                 await asyncio.sleep(pause)

@@ -153,7 +153,7 @@ class CognitionProcessor:
                 for event in await asyncio.shield(ended):
                     yield event
                 if final.end is None:
-                    yield Superseded()
+                    yield Superseded("misfit")
         except StoreError:
             raise
         except TimelineError as exc:

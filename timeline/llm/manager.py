@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -59,7 +59,13 @@ ANSWERED: Again | Next | GiveUp = GiveUp("it is answered")
 
 
 class Superseded(msgspec.Struct, frozen=True):
-    """What was yielded of this call so far no longer counts: it begins anew."""
+    """What was yielded of this call so far no longer counts: it begins anew.
+
+    Attributes:
+        reason: It broke off, or it is whole and doesn't fit the schema that it has to follow.
+    """
+
+    reason: Literal["broke_off", "misfit"] = "broke_off"
 
 
 class LLMManager:
