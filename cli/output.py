@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "columns",
+    "distinct",
     "emit_json",
     "error_object",
     "fail",
@@ -192,6 +193,14 @@ def rate(dollars: Decimal | None, *, rises: bool = False) -> str:
     from timeline import money
 
     return "–" if dollars is None else f"{money.dollars(dollars)}{'+' if rises else ''}"
+
+
+def distinct(ids: list[str]) -> int:
+    """How many characters tell all ids apart; at least the 13 of an id's time."""
+    length = 13
+    while length < 36 and len({value[:length] for value in ids}) < len(ids):  # noqa: PLR2004
+        length += 1
+    return length
 
 
 def short_path(path: str) -> str:

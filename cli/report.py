@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -10,7 +10,14 @@ from . import output
 from .options import AsCsv, AsJson, Since, Until, span
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.text import Text
+
     from timeline.projections.usage import ReportRow
+
+    _Column = tuple[str, Callable[[ReportRow], str], int]
+    """Its label, what it says of a row, and its width."""
 
 __all__ = ["report"]
 
@@ -41,7 +48,12 @@ def report(
         output.emit_json(report_object(by, rows, totals))
     elif as_csv:
         columns = [name for name in type(totals).__struct_fields__ if name != "group"]
-        output.table_csv([by, *columns], [[row.group, *(getattr(row, name) for name in columns)] for row in rows])
+        lines = [{name: getattr(row, name) for name in columns} for row in rows]
+        for line in lines:
+            # Nobody knows is not nothing.
+            if line["unpriced"] and not line["nano_usd"]:
+                line["nano_usd"] = None
+        output.table_csv([by, *columns], [[row.group, *line.values()] for row, line in zip(rows, lines, strict=True)])
     else:
         _table(by, rows, totals, titles)
 
@@ -65,35 +77,24 @@ def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, 
     if not rows:
         output.notice("nothing was asked in that time")
         return
-    table = Table(box=box.SIMPLE_HEAD, show_footer=len(rows) > 1, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(by, "total", overflow="ellipsis", no_wrap=True)
-    # Columns that are zero throughout say nothing and cost width.
-    columns = [("calls", "calls")]
-    columns += [
-        (label, name) for label, name in (("failed", "failed"), ("stopped", "interrupted")) if getattr(totals, name)
-    ]
-    columns += [("input", "input")]
-    columns += [
-        (label, name) for label, name in (("cached", "cache_read"), ("written", "cache_write")) if getattr(totals, name)
-    ]
-    columns += [("output", "output")]
-    columns += [("reasoning", "reasoning")] if totals.reasoning else []
-    widths = [max(len(label), len(f"{getattr(totals, name):,}")) for label, name in columns]
-    for (label, name), width in zip(columns, widths, strict=True):
-        table.add_column(label, f"{getattr(totals, name):,}", justify="right", min_width=width)
+    console = output.stdout()
     costs = [_cost(row) for row in (*rows, totals)]
-    table.add_column("cost", costs[-1], justify="right", min_width=max(map(len, costs)))
-    # Numbers keep their width; names give way.
-    space = output.stdout().width - sum(width + 2 for width in widths) - max(map(len, costs)) - 4
-    for index, row in enumerate(rows):
-        group = f"{row.group[:13]} {titles[row.group]}" if row.group in titles else row.group
-        group = output.harmless(group, output.stdout())
-        table.add_row(
-            group if len(group) <= space else f"{group[: max(space - 1, 1)]}…",
-            *(f"{getattr(row, name):,}" for _, name in columns),
-            costs[index],
-        )
-    output.stdout().print(table)
+    cost_width = max(map(len, costs))
+    names = _names(by, rows, titles)
+    columns, left_out, name_width = _fitting(totals, names, console.width - cost_width - 4)
+    table = Table(box=box.SIMPLE_HEAD, show_footer=len(rows) > 1, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(by, "total", min_width=name_width, max_width=name_width)
+    for label, figures, width in columns:
+        table.add_column(label, figures(totals), justify="right", no_wrap=True, min_width=width)
+    table.add_column("cost", costs[-1], justify="right", no_wrap=True, min_width=cost_width)
+    for row, name, cost in zip(rows, names.texts, costs, strict=False):
+        table.add_row(name, *(figures(row) for _, figures, _ in columns), cost)
+    if name_width + cost_width + 4 > console.width:
+        # Then it is the terminal that goes on in its next line; nothing is cut.
+        table.width = name_width + cost_width + 4
+    console.print(table, crop=False)
+    if left_out:
+        output.notice(f"left out for the width: {', '.join(left_out)}; a wider terminal, --json or --csv shows all")
     if any(row.failed > row.calls for row in rows):
         output.notice("failed are attempts: a call that is tried again may fail more than once")
     if totals.estimated:
@@ -102,6 +103,76 @@ def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, 
         )
     if totals.unpriced:
         output.notice(f"?: {totals.unpriced} attempts at models without a known price")
+
+
+class _Names(NamedTuple):
+    """The first column: its texts, the width of the widest, how many cells will do, and how many it can't do without."""
+
+    texts: list[Text]
+    widest: int
+    enough: int
+    least: int
+
+
+def _names(by: str, rows: list[ReportRow], titles: dict[str, str]) -> _Names:
+    """What names the rows; a title gives way where it is narrow, what it stands behind is never cut."""
+    from rich.text import Text
+
+    console = output.stdout()
+    label = max(len(by), len("total"))
+    if by == "session":
+        shown = output.distinct([row.group for row in rows])
+        lines = [f"{row.group[:shown]} {titles.get(row.group, '')}".rstrip() for row in rows]
+        texts = [Text(output.harmless(line, console), no_wrap=True, overflow="ellipsis") for line in lines]
+        widest = max(label, *(text.cell_len for text in texts))
+        # A cut title's sign stands a space behind the id, not in it.
+        return _Names(texts, widest, min(widest, shown + 1 + _TITLE), min(widest, shown + 2))
+    texts = [Text(output.harmless(row.group, console), overflow="fold") for row in rows]
+    widest = max(label, *(text.cell_len for text in texts))
+    return _Names(texts, widest, widest, max(label, min(widest, console.width // 2)))
+
+
+_TITLE = 12
+"""Cells of a title that say more than another column does."""
+
+
+def _fitting(totals: ReportRow, names: _Names, space: int) -> tuple[list[_Column], list[str], int]:
+    """The columns beside name and cost that there is space for, the labels of the others, and the width of the name."""
+    # Columns that are zero throughout say nothing and cost width.
+    shown = [
+        (label, name)
+        for label, name in _COLUMNS.items()
+        if getattr(totals, name) or name in {"calls", "input", "output"}
+    ]
+    columns = [(label, _figures(name), max(len(label), len(_figures(name)(totals)))) for label, name in shown]
+    # A name too long even for a line with the cost alone goes on in the next line, and leaves space for figures.
+    wanted = names.enough if names.enough <= space else names.least
+    left_out = []
+    for label in _FIRST_TO_GO:
+        if wanted + sum(width + 2 for *_, width in columns) <= space:
+            break
+        if any(label == column[0] for column in columns):
+            left_out.append(label)
+            columns = [column for column in columns if column[0] != label]
+    free = space - sum(width + 2 for *_, width in columns)
+    return columns, left_out, max(names.least, min(names.widest, free))
+
+
+def _figures(name: str) -> Callable[[ReportRow], str]:
+    return lambda row: f"{getattr(row, name):,}"
+
+
+_COLUMNS = {
+    "calls": "calls",
+    "failed": "failed",
+    "stopped": "interrupted",
+    "input": "input",
+    "cached": "cache_read",
+    "written": "cache_write",
+    "output": "output",
+    "reasoning": "reasoning",
+}
+_FIRST_TO_GO = ("written", "cached", "reasoning", "stopped", "failed", "input", "output", "calls")
 
 
 def _cost(row: ReportRow) -> str:

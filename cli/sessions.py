@@ -62,7 +62,7 @@ def list_(
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     # Ids made within the same seconds share their head: show as much as tells them apart.
-    shown = _distinct([row.id for row in found])
+    shown = output.distinct([row.id for row in found])
     # Only titles give way where it is narrow: half an id names nothing.
     table.add_column("session", no_wrap=True, min_width=shown)
     table.add_column("last used", no_wrap=True, min_width=len(output.when(0)))
@@ -163,11 +163,3 @@ def _agreed(question: str) -> bool:
         msg = "there is nobody to ask: give --yes to forget without being asked"
         raise UsageError(msg)
     return answer.strip().lower() in ("y", "yes")
-
-
-def _distinct(ids: list[str]) -> int:
-    """How many characters tell all ids apart; at least the 13 of an id's time."""
-    length = 13
-    while length < 36 and len({value[:length] for value in ids}) < len(ids):  # noqa: PLR2004
-        length += 1
-    return length

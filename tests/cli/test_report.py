@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,27 @@ def used(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote, running_backe
         running_backend.says(answer("four", tokens=(30, 3)), stream("five!", error()))
         home.run("ask", "other", "-m", "t:big")
         home.run("ask", "-c", "again", "-m", "t:big")
+        yield home
+
+
+LONG = "meta-llama/llama-4-maverick-17b-128e-instruct"
+
+
+@pytest.fixture(scope="module")
+def priced(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote, running_backend: Backend) -> Iterator[Home]:
+    """Three sessions: one at a price and, once that is taken away, at none; one at a price; one at none, of a long name."""
+    path: Path = tmp_path_factory.mktemp("priced") / "home"
+    with Home(path, zygote, running_backend.url) as home:
+        price = {"input_per_million": 1, "output_per_million": 10}
+        running_backend.says(answer("one", tokens=(12_000, 1234)))
+        home.configure({"prices": {"t:m": price, "t:big": price}}, local=False)
+        home.run("ask", "Why is the sky blue, and the sunset red?")
+        home.run("ask", "Who, then, would know?", "-m", "t:big")
+        home.configure(local=False)
+        running_backend.says(*[answer("two", tokens=(700, 50))] * 2, refused(500))
+        home.run("ask", "again", "--session", home.events("session.started")[0]["session_id"])
+        home.run("ask", "What about it?", "-m", f"t:{LONG}")
+        home.run("ask", "-c", "And then?", "-m", f"t:{LONG}")
         yield home
 
 
@@ -116,6 +138,42 @@ def test_csv_has_a_header_and_a_line_a_group(used: Home) -> None:
     table = list(csv.DictReader(io.StringIO(result.out)))
     assert ["t:big", "t:m"] == [row["model"] for row in table]
     assert ["2", "3"] == [row["calls"] for row in table]
+
+
+def test_csv_leaves_an_unknown_cost_empty_and_keeps_what_is_known_of_it(priced: Home) -> None:
+    table = csv.DictReader(io.StringIO(priced.run("report", "--csv", "--by", "model").out))
+
+    found = {row["model"]: (row["nano_usd"], row["unpriced"]) for row in table}
+    assert {"t:big": ("24340000", "0"), "t:m": ("24340000", "1"), f"t:{LONG}": ("", "1")} == found
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 120])
+@pytest.mark.parametrize("by", ["day", "model", "session"])
+def test_costs_and_names_are_whole_however_narrow_it_is(priced: Home, by: str, width: int) -> None:
+    result = priced.run("report", "--by", by, env={"COLUMNS": str(width)})
+
+    lines = [line.rstrip() for line in result.out.splitlines() if line.strip(" ─")]
+    sessions = [row["session_id"] for row in priced.events("session.started")]
+    names, costs = {
+        "day": ([str(TODAY)], ["$0.049 + ?"]),
+        "model": (["t:big", "t:m", f"t:{LONG}"], ["$0.024", "$0.024 + ?", "?", "$0.049 + ?"]),
+        "session": ([value[:13] for value in sessions], ["$0.024 + ?", "$0.024", "?", "$0.049 + ?"]),
+    }[by]
+    seen = [match[0] for line in lines[1:] if (match := re.search(r"(?<= )(\$[\d.]+( \+ \?)?|\?)$", line))]
+    assert ("cost", costs) == (lines[0].split()[-1], seen)
+    first = "".join(line.split()[0] for line in lines)
+    assert [] == [name for name in names if name not in first]
+    # Below, there is nothing left that could be left out.
+    assert width < 40 or max(map(len, lines)) <= width
+    told = "; a wider terminal, --json or --csv shows all" in result.err
+    assert ("input" not in lines[0] or "output" not in lines[0] or "failed" not in lines[0]) == told
+
+
+def test_what_matters_least_is_left_out_first_and_named(priced: Home) -> None:
+    result = priced.run("report", "--by", "session", env={"COLUMNS": "60"})
+
+    assert ["session", "calls", "output", "cost"] == result.out.splitlines()[1].split()
+    assert "left out for the width: failed, input; a wider terminal, --json or --csv shows all" in result.err
 
 
 def test_the_table_fits_and_marks_what_is_estimated(used: Home) -> None:
