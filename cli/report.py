@@ -79,7 +79,7 @@ def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, 
         return
     console = output.stdout()
     costs = [_cost(row) for row in (*rows, totals)]
-    cost_width = max(map(len, costs))
+    cost_width = max(map(len, ("cost", *costs)))
     names = _names(by, rows, titles)
     columns, left_out, name_width = _fitting(totals, names, console.width - cost_width - 4)
     table = Table(box=box.SIMPLE_HEAD, show_footer=len(rows) > 1, pad_edge=False, padding=(0, 1, 0, 0))

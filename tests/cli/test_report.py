@@ -176,6 +176,16 @@ def test_what_matters_least_is_left_out_first_and_named(priced: Home) -> None:
     assert "left out for the width: failed, input; a wider terminal, --json or --csv shows all" in result.err
 
 
+def test_the_heading_of_the_cost_counts_where_no_cost_is_as_long(home: Home, backend: Backend) -> None:
+    backend.says(refused(500))
+    home.run("ask", "first")
+
+    lines = home.run("report", "--by", "model", env={"COLUMNS": "40"}).out.splitlines()
+
+    assert ["model", "calls", "input", "output", "cost"] == lines[1].split()
+    assert max(map(len, lines)) <= 40
+
+
 def test_the_table_fits_and_marks_what_is_estimated(used: Home) -> None:
     result = used.run("report", "--by", "model", env={"COLUMNS": "60"})
 
