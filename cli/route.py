@@ -20,6 +20,7 @@ from .question import question
 if TYPE_CHECKING:
     from timeline.cognition.prompts import File
     from timeline.config import Complexity, Config, Task
+    from timeline.events import Cost
     from timeline.llm.facts import Explained
     from timeline.llm.ranking import ModelFacts
 
@@ -121,9 +122,12 @@ def explain(
     now = time.time_ns() // 1000
     if as_json:
         steps = [{"task": each.asked.task, **_decision(each, estimates=dry_run, now=now)} for each in before]
-        output.emit_json(_object(explained, estimates=dry_run, now=now) | {"steps": steps})
+        quote = {"estimate": _quote_object(before, explained)} if dry_run else {}
+        output.emit_json(_object(explained, estimates=dry_run, now=now) | quote | {"steps": steps})
     else:
-        lines = _lines(explained, now, estimates=dry_run) + [_step(each) for each in before]
+        lines = _lines(explained, now, estimates=dry_run) + [_step(each, estimates=dry_run) for each in before]
+        if dry_run and before:
+            lines.append(f"together about {_about(_quote(before, explained))}: the route's call, and the answer's")
         sys.stdout.writelines(f"{line}\n" for line in lines)
     if not explained.routed.candidates:
         from timeline.llm.facts import refusal
@@ -137,6 +141,7 @@ async def _explained(
     config: Config, asked: Question, tasks: Sequence[Task], complexity: Complexity | None
 ) -> list[Explained]:
     from timeline.cognition.prompts import user_message
+    from timeline.cognition.steps import route_request
     from timeline.events import Clock
     from timeline.llm.facts import Router, request_of
     from timeline.llm.pricing import PriceBook
@@ -157,13 +162,47 @@ async def _explained(
         router = Router(config, Clock(), PriceBook(config.settings.prices, config.served), providers.get)
         models = () if asked.model is None else (config.parse_choice(asked.model),)
         request = request_of([user_message(asked.prompt, asked.files)], asked.system, asked.max_tokens)
-        return [await router.explain(Asked(models, task, complexity, request)) for task in tasks]
+        requests = {"query_routing": route_request(asked.prompt)}
+        return [await router.explain(Asked(models, task, complexity, requests.get(task, request))) for task in tasks]
 
 
-def _step(explained: Explained) -> str:
+def _step(explained: Explained, *, estimates: bool) -> str:
     """A step before the answer, in a line."""
+    task, first = explained.asked.task, next(iter(explained.routed.candidates), None)
+    if first is None:
+        return f"{task}: nobody"
+    quoted = ""
+    if estimates and task == "query_routing":
+        quoted = f"; about {_about(_estimate(explained))} for {explained.asked.request.input_tokens:,} tokens in"
+    elif estimates:
+        quoted = "; only if a tool is needed, and then on top"
+    return f"{task}: {first}, {first.why}{quoted}"
+
+
+def _estimate(explained: Explained) -> Cost:
+    """About what a step costs if the first one who would be asked answers."""
+    from timeline.config import ModelRef
+    from timeline.events import Cost
+
     first = next(iter(explained.routed.candidates), None)
-    return f"{explained.asked.task}: {f'{first}, {first.why}' if first else 'nobody'}"
+    return explained.facts.of(ModelRef(first.provider, first.model)).estimate if first else Cost("unpriced")
+
+
+def _quote(before: Sequence[Explained], explained: Explained) -> Cost:
+    """About what the calls cost that are made in any case: the route's, where there is one, and the answer's."""
+    from timeline.events import Cost
+
+    costs = [_estimate(each) for each in (*before, explained) if each.asked.task != "tool_calling" or not before]
+    if any(cost.state not in ("priced", "free") for cost in costs):
+        return Cost("unpriced")
+    if all(cost.state == "free" for cost in costs):
+        return Cost("free")
+    return Cost("priced", sum(cost.nano_usd or 0 for cost in costs))
+
+
+def _quote_object(before: Sequence[Explained], explained: Explained) -> dict[str, Any]:
+    cost = _quote(before, explained)
+    return {"state": cost.state, "usd": 0.0 if cost.state == "free" else _usd(cost.nano_usd)}
 
 
 def _lines(explained: Explained, now: int, *, estimates: bool) -> list[str]:
@@ -174,7 +213,7 @@ def _lines(explained: Explained, now: int, *, estimates: bool) -> list[str]:
     rows = []
     for number, each in enumerate(explained.routed.candidates, 1):
         known = facts.of(ModelRef(each.provider, each.model))
-        about = (_about(known),) if estimates else ()
+        about = (_about(known.estimate),) if estimates else ()
         context = f"{known.context:,}" if known.context else "?"
         rows.append((str(number), str(each), *_rates(known), context, *about, each.why))
     header = ("", "model", "input", "output", "context", *(("about",) if estimates else ()), "why")
@@ -199,8 +238,7 @@ def _rates(known: ModelFacts) -> tuple[str, str]:
     return output.rate(price.rates.input, rises=price.rises), output.rate(price.rates.output, rises=price.rises)
 
 
-def _about(known: ModelFacts) -> str:
-    cost = known.estimate
+def _about(cost: Cost) -> str:
     if cost.state == "priced":
         return output.usd(cost.nano_usd or 0)
     return "free" if cost.state == "free" else "?"

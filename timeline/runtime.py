@@ -15,6 +15,7 @@ import timeline
 from timeline.cognition.processor import CognitionProcessor
 from timeline.cognition.prompts import File, user_message
 from timeline.cognition.schema import check_schema
+from timeline.cognition.steps import route_request
 from timeline.cognition.toolbox import open_tools
 from timeline.cognition.tools import Confirm, Tools
 from timeline.cognition.turn import Ask, TurnEnd, history
@@ -410,6 +411,8 @@ class Timeline(Looking):
         talk = await self._talk(session, system)
         messages = [*(message for message, _ in talk.past), user_message(prompt, files)]
         request = request_of(messages, talk.system, max_tokens)
+        if task == "query_routing":
+            request = route_request(prompt, messages[:-1])
         models = () if model is None else (self.config.parse_choice(model),)
         return await self._router.explain(Asked(models, task, complexity, request), talk.last)
 

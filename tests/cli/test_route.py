@@ -127,6 +127,23 @@ def test_the_steps_before_the_answer_have_a_line_each(home: Home) -> None:
     assert 2 == len(home.run("route", "hi", "--direct").out.splitlines())
 
 
+def test_the_quote_of_a_question_in_steps_has_the_call_that_routes_in_it(home: Home, backend: Backend) -> None:
+    configure(home, routing_strategy={"query_routing": "t:cheap", "default": "t:dear"}, mode="pipeline")
+    arguments = ("ask", "x" * 4000, "--max-tokens", "100", "--dry-run")
+    done, value = home.run(*arguments), home.run(*arguments, "--json").json()
+
+    # 1,500 tokens at $0.15 and 50 at $0.60 a million; 1,000 at $5 and 100 at $25.
+    assert [
+        "query_routing: t:cheap, query_routing route; about $0.00026 for 1,500 tokens in",
+        "tool_calling: t:dear, default route; only if a tool is needed, and then on top",
+        "together about $0.0078: the route's call, and the answer's",
+    ] == done.out.splitlines()[-3:]
+    assert {"state": "priced", "usd": 0.007755} == value["estimate"]
+    assert 0.000255 == value["steps"][0]["candidates"][0]["estimate"]["usd"]
+    assert {"state": "priced", "usd": 0.0075} == home.run(*arguments, "--json", "--direct").json()["estimate"]
+    assert [] == backend.requests
+
+
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_where_nobody_can_be_asked_the_exit_code_is_that_of_the_question(home: Home, flags: list[str]) -> None:
     configure(home)

@@ -56,7 +56,7 @@ from timeline.providers.base import (
 )
 from timeline.providers.base import Tool as ToolSchema
 
-__all__ = ["Steps", "is_small"]
+__all__ = ["Steps", "is_small", "route_request"]
 
 UNREADABLE = (BadResponse, BrokenStream, ContentRefused, InvalidRequest)
 """Failures of a route's call that say nothing about whether the answer can be had."""
@@ -65,6 +65,21 @@ MOST_CALLS = 16
 """Tools that a model may call at once."""
 INSTRUCTIONS_TOKENS = 300
 """Of the route's request without the user's words and the tools."""
+TOOLS_TOKENS = 200
+"""Of the descriptions of the tools that come with timeline."""
+DECISION_TOKENS = 50
+"""About what the route's answer has; it may have `routing.MOST_TOKENS`."""
+
+
+def route_request(prompt: str, past: Sequence[Message] = ()) -> Request:
+    """About what the route's call takes, known without opening the tools: those of others come on top.
+
+    Args:
+        prompt: The user's words.
+        past: What was said before in the session.
+    """
+    said = (prompt[: routing.LONGEST_TEXT], *(message.text[: routing.LONGEST_PAST] for message in past[-2:]))
+    return Request(estimate_tokens(*said) + INSTRUCTIONS_TOKENS + TOOLS_TOKENS, DECISION_TOKENS)
 
 
 class Steps:
@@ -158,7 +173,7 @@ class Steps:
         schemas = self._tools.schemas()
         said = (self._ask.prompt[: routing.LONGEST_TEXT], *(schema.description for schema in schemas))
         candidates = await self._ask.choose(
-            "query_routing", None, Request(estimate_tokens(*said) + INSTRUCTIONS_TOKENS)
+            "query_routing", None, Request(estimate_tokens(*said) + INSTRUCTIONS_TOKENS, DECISION_TOKENS)
         )
         first = candidates[0]
         small = is_small(self._get, first)
