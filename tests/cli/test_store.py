@@ -60,6 +60,7 @@ def test_verify_names_the_position_of_one_flipped_byte(used: Home) -> None:
 
     assert (1, "", 1) == (result.code, result.out, len(result.err.splitlines()))
     assert f"position {chunk['position']}" in result.err
+    assert "restore a backup; 'timeline replay' and sqlite3 still read what is before it" in result.err
     assert (1, False, chunk["position"]) == (value.code, value.json()["ok"], value.json()["position"])
 
 
