@@ -454,3 +454,18 @@ def test_an_answer_cut_off_by_the_limit_says_so(home: Home, backend: Backend) ->
 
     assert (0, "Hel\n", "length") == (result.code, result.out, home.end()["data"]["finish_reason"])
     assert "cut off" in result.err
+
+
+# ------------------------------------------------------------------ a server that breaks every stream off
+
+
+def test_the_question_is_asked_where_no_route_comes_to_its_end(home: Home, backend: Backend) -> None:
+    home.configure({"mode": "pipeline", "retry": {"base_delay": 0.01}})
+    backend.says(broken("Hello ", "wor"))
+
+    for number in range(1, 4):
+        result = home.run("ask", "Tell me a joke")
+
+        # The route twice, then the question, of which a part came.
+        assert (1, "Hello wor\n", 3 * number) == (result.code, result.out, len(backend.requests))
+        assert ("user", "Tell me a joke") == backend.messages()[-1]

@@ -13,6 +13,7 @@ from support.stores import OWNER, Scribe, opened
 
 from timeline import events as e
 from timeline.llm.breaker import PROBE_TIME, Closed, Open, Probe, decide
+from timeline.projections.blocks import Blocks
 from timeline.projections.calls import Calls
 from timeline.projections.health import (
     COOLDOWN,
@@ -29,16 +30,18 @@ SECOND = 1_000_000
 
 @pytest.fixture
 def service() -> Service:
-    return Service([Calls(), HealthProjection()])
+    return Service([Calls(), Blocks(), HealthProjection()])
 
 
 class Service(Folds):
     """What a model answers, as the log tells it, at made-up times."""
 
-    def send(self, *, owner: e.Owner = OWNER, local: bool = False) -> str:
-        """A request goes out."""
+    def send(self, *, owner: e.Owner = OWNER, local: bool = False, of: e.StepKind = "format") -> str:
+        """A request goes out, of a step of that kind."""
         call = f"call {len(self.events)}"
-        self.record(e.RequestSent(1, "openai", "gpt", "", (), owner, local=local), call=call)
+        step = f"step of {call}"
+        self.record(e.StepStarted(of), turn="turn", step=step)
+        self.record(e.RequestSent(1, "openai", "gpt", "", (), owner, local=local), call=call, turn="turn", step=step)
         return call
 
     def end(self, call: str, outcome: str = "ok") -> None:
@@ -48,10 +51,10 @@ class Service(Folds):
             data = e.ResponseCompleted(1, "stop", e.Usage(output=10), "provider", e.Cost("free"), SECOND, SECOND // 2)
         self.record(data, call=call)
 
-    def calls(self, *outcomes: str, every: int = SECOND) -> None:
+    def calls(self, *outcomes: str, every: int = SECOND, of: e.StepKind = "format") -> None:
         """One call after the other."""
         for outcome in outcomes:
-            call = self.send()
+            call = self.send(of=of)
             self.now += every
             self.end(call, outcome)
 
@@ -83,6 +86,34 @@ def test_what_is_not_the_services_fault_never_opens_it(service: Service, kind: s
 
     assert Closed() == service.circuit()
     assert {} == service.stats()
+
+
+@pytest.mark.parametrize("kind", ["broken_stream", "bad_response"])
+def test_a_route_without_which_the_question_is_asked_never_opens_it(service: Service, kind: str) -> None:
+    service.calls(*[kind] * 12, of="route")
+    assert Closed() == service.circuit()
+
+    # Nor do they count with others.
+    service.calls(*[kind] * 4, of="format")
+    assert Closed() == service.circuit()
+
+    service.calls(kind, of="format")
+    assert isinstance(service.circuit(), Open)
+
+
+def test_a_route_that_finds_no_service_opens_it(service: Service) -> None:
+    service.calls(*["server"] * 5, of="route")
+
+    assert isinstance(service.circuit(), Open)
+
+
+def test_a_probe_by_a_route_that_breaks_off_leaves_the_next_one_to_the_question(service: Service) -> None:
+    service.calls(*["broken_stream"] * 5)
+    service.now += COOLDOWN
+
+    service.calls("broken_stream", of="route")
+
+    assert Probe() == service.circuit()
 
 
 def test_a_server_on_this_machine_that_is_not_there_never_opens_it(service: Service) -> None:

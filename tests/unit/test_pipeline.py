@@ -19,7 +19,7 @@ from timeline.cognition.processor import CognitionProcessor
 from timeline.cognition.tools import Tool, ToolResult, Tools
 from timeline.cognition.turn import Ask, TurnEnd
 from timeline.config import Complexity, Task
-from timeline.errors import ContextTooLong, ServerError, ToolError
+from timeline.errors import BrokenStream, ContextTooLong, ServerError, ToolError
 from timeline.events import Clock, Event, MessageRef, SessionStarted
 from timeline.llm.manager import LLMManager
 from timeline.llm.ranking import Request
@@ -339,6 +339,16 @@ async def test_without_route_and_signals_the_answer_is_given_directly(pipeline: 
 
     assert "Knock." == end.text
     assert [("user", "Tell me a joke")] == pipeline.told(2)
+
+
+async def test_a_route_that_breaks_off_shows_no_mistake_to_repair(pipeline: Pipeline) -> None:
+    gone = BrokenStream("it broke off", provider="scripted")
+
+    end = await pipeline.ask("Tell me a joke", ["{", gone], "Knock.")
+
+    assert ("Knock.", 2) == (end.text, len(pipeline.provider.requests))
+    (turn,) = (await pipeline.session()).turns
+    assert ("none", True, "completed") == (turn.steps[0].decision["source"], turn.steps[0].degraded, turn.state)
 
 
 async def test_an_error_of_a_tool_goes_to_the_model(pipeline: Pipeline) -> None:

@@ -142,6 +142,18 @@ def test_without_a_deadline_any_wait_is_waited() -> None:
     assert 9000 == delay(RateLimited("slow down", retry_after=9000), chance=0, left=None)
 
 
+@pytest.mark.parametrize("error", [BrokenStream("it broke off"), BadResponse("no JSON")])
+def test_who_can_do_without_an_answer_is_asked_once_more_at_most(error: TimelineError) -> None:
+    assert isinstance(after(error, tries=1, dispensable=True), Again)
+    assert isinstance(after(error, tries=2, dispensable=True), Next)
+    assert isinstance(after(error, tries=1, dispensable=True, policy=Retry(max_attempts=1)), Next)
+    assert isinstance(after(error, tries=3), Again)
+
+
+def test_nobody_can_do_without_a_service_that_is_there() -> None:
+    assert isinstance(after(ServerError("down"), tries=3, dispensable=True), Again)
+
+
 def test_attempts_at_one_candidate_are_counted() -> None:
     assert isinstance(after(ServerError("no"), tries=3), Again)
     assert Next("server, 4 attempts") == after(ServerError("no"), tries=4)

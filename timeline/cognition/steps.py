@@ -183,18 +183,21 @@ class Steps:
         past = () if small else tuple(message for message, _ in self._ask.past[-2:])
         asking = routing.Asking(self._ask.prompt, schemas, tuple(signals), small=small, model=first.model, past=past)
         request = routing.request(asking)
+        decided: routing.Decision | routing.Malformed
         for last in (False, True):
             try:
-                async with aclosing(self._call(step_id, candidates, request)) as events:
+                async with aclosing(self._call(step_id, candidates, request, dispensable=True)) as events:
                     async for event in events:
                         yield event
-                answer = self._answer()
-                decided = routing.decide(asking, answer)
-                if isinstance(decided, routing.Decision) and not small:
-                    answered = Candidate(answer.provider, answer.model, "")
-                    decided = routing.supported(asking, decided) if is_small(self._get, answered) else decided
             except UNREADABLE as exc:
+                # There is no answer whose mistake a model could be shown.
                 decided = routing.Malformed(exc.kind)
+                break
+            answer = self._answer()
+            decided = routing.decide(asking, answer)
+            if isinstance(decided, routing.Decision) and not small:
+                answered = Candidate(answer.provider, answer.model, "")
+                decided = routing.supported(asking, decided) if is_small(self._get, answered) else decided
             if isinstance(decided, routing.Decision):
                 self._decision = msgspec.structs.replace(decided, source="repaired", degraded=True) if last else decided
                 return
@@ -383,7 +386,13 @@ class Steps:
     # -------------------------------------------------------------- calls
 
     async def _call(
-        self, step_id: str, candidates: Sequence[Candidate], request: LLMRequest, refs: Sequence[MessageRef] = ()
+        self,
+        step_id: str,
+        candidates: Sequence[Candidate],
+        request: LLMRequest,
+        refs: Sequence[MessageRef] = (),
+        *,
+        dispensable: bool = False,
     ) -> AsyncGenerator[Event]:
         """Make one call that the user doesn't see; how it ended is `_end`.
 
@@ -391,7 +400,8 @@ class Steps:
             TimelineError: It failed on all candidates.
         """
         record = self._record
-        context = record.context(step_id, refs or record.refs_of(request), shown=False)
+        refs = refs or record.refs_of(request)
+        context = record.context(step_id, refs, shown=False, dispensable=dispensable)
         stream = self._manager.stream(candidates, request, context, opening=record.pending, contents=record.bodies)
         async with aclosing(stream) as items:
             async for item in items:

@@ -209,7 +209,13 @@ class Record:
         self._store.enqueue_when(decide)
 
     def context(
-        self, step_id: str, messages: Sequence[MessageRef], *, shown: bool, quoting: bool = False
+        self,
+        step_id: str,
+        messages: Sequence[MessageRef],
+        *,
+        shown: bool,
+        quoting: bool = False,
+        dispensable: bool = False,
     ) -> CallContext:
         """Where a call of this turn belongs.
 
@@ -218,6 +224,7 @@ class Record:
             messages: What is sent, but for the system prompt.
             shown: Whether the user sees its text while it comes.
             quoting: Whether its further fields repeat what was said.
+            dispensable: Whether the turn goes on without its answer.
         """
         ask = self._ask
         return CallContext(
@@ -232,6 +239,7 @@ class Record:
             timeout=ask.timeout,
             cache=ask.cache,
             budgets=ask.budgets,
+            dispensable=dispensable,
         )
 
     def _opening(self) -> TurnStarted:

@@ -80,6 +80,7 @@ class CallContext(Struct, frozen=True):
         timeout: Seconds that it may take until its first words, waits included; None for the configured one.
         cache: Whether an equal request's answer will do; None for what is configured.
         budgets: Further budgets, beside the configured ones.
+        dispensable: Whether the turn goes on where its answer breaks off or can't be read.
     """
 
     session_id: str
@@ -93,6 +94,7 @@ class CallContext(Struct, frozen=True):
     timeout: float | None = None
     cache: bool | None = None
     budgets: tuple[BudgetConfig, ...] = ()
+    dispensable: bool = False
 
 
 class CallEnd(Struct, frozen=True):

@@ -283,6 +283,7 @@ class LLMManager:
             chance=self._clock.random_bits(32) / 2**32,
             on_refusal=routing.fallback_on_refusal,
             contexts=(option.candidate.context, [other.candidate.context for other in others]),
+            dispensable=chain.context.dispensable,
         )
         if isinstance(step, Again):
             note: EventData = CallRetryScheduled(chain.attempts, int(step.delay_seconds * 1_000_000), step.reason)

@@ -9,6 +9,8 @@ from msgspec import Struct
 from timeline.config import Retry as RetryConfig
 from timeline.errors import (
     AuthenticationFailed,
+    BadResponse,
+    BrokenStream,
     ContentRefused,
     ContextTooLong,
     InvalidRequest,
@@ -50,6 +52,9 @@ Step = Again | Next | GiveUp
 
 _PERSON = (AuthenticationFailed, PermissionDenied, QuotaExhausted)
 """Only a person can mend these, whatever a header says."""
+_BROKEN = (BrokenStream, BadResponse)
+"""The service is there, and its answer was no good."""
+_DISPENSABLE_TRIES = 2
 
 
 def after_failure(
@@ -61,6 +66,7 @@ def after_failure(
     chance: float,
     on_refusal: bool = False,
     contexts: tuple[int | None, Sequence[int | None]] = (None, ()),
+    dispensable: bool = False,
 ) -> Step:
     """What follows from a failed attempt.
 
@@ -75,6 +81,7 @@ def after_failure(
         chance: Uniform in [0, 1).
         on_refusal: Whether another model is asked where one refused the content.
         contexts: The candidate's context in tokens, and those of the candidates left.
+        dispensable: Whether the caller can do without the answer: then one that was no good is asked for once more at most.
     """
     if not isinstance(error, ProviderError):
         # A model that can't be loaded, a key that is missing, a plugin out of contract: another one may do.
@@ -90,7 +97,8 @@ def after_failure(
             return Next("the content was refused") if on_refusal else GiveUp("the content was refused")
     if not error.retryable or isinstance(error, _PERSON):
         return Next(error.kind)
-    if tries >= policy.max_attempts:
+    enough = dispensable and isinstance(error, _BROKEN) and tries >= _DISPENSABLE_TRIES
+    if enough or tries >= policy.max_attempts:
         return Next(f"{error.kind}, {tries} attempt{'s' if tries > 1 else ''}")
     ceiling = min(policy.max_delay, policy.base_delay * 2 ** min(tries - 1, 32))
     delay = chance * ceiling

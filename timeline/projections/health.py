@@ -4,7 +4,8 @@ Averages move by an eighth of the distance and are whole numbers, so that foldin
 
 What counts as a failure of the service: no connection, no answer in time, a stream that breaks off, an answer in no known
 format, an error of the server's own, no capacity. What doesn't: too many requests (the limiter's business), a refused key or
-request, a call that was stopped; nor a server on this machine that isn't there, which costs nobody any time.
+request, a call that was stopped; nor a server on this machine that isn't there, which costs nobody any time; nor a route's
+answer that broke off or can't be read, without which the question is asked all the same.
 Forgotten failures count no more once the table is folded anew.
 """
 
@@ -30,6 +31,7 @@ from sqlalchemy import (
 
 from timeline.events import BATCH_KEY, CallFailed, Event, Owner, ResponseCompleted
 from timeline.projections import Projection
+from timeline.projections.blocks import steps
 from timeline.projections.calls import attempts
 from timeline.statements import Row, Statement, overwriting
 
@@ -52,6 +54,8 @@ SECOND = 1_000_000
 
 FAILURES = frozenset({"server", "overloaded", "network", "timeout", "broken_stream", "bad_response"})
 """Kinds of errors that are the service's failure."""
+BROKEN = frozenset({"broken_stream", "bad_response"})
+"""Of these, those that a route's answer may end with and the question is asked all the same."""
 IN_A_ROW = 5
 """So many failures without a success between them open the circuit."""
 MOST = 2**62
@@ -98,14 +102,17 @@ _of_model = (
     _a.model == bindparam("of_model"),
     func.coalesce(_a.key, "") != BATCH_KEY,
 )
+_of_route = select(steps.c.step_id).where(steps.c.step_id == _a.step_id, steps.c.kind == literal("route")).exists()
 _lately = Statement(
     select(func.count(), func.count().filter(_a.state == "failed"))
     .where(*_of_model, _a.started_at > bindparam("since"))
     .where(
         (_a.state == "completed")
-        | ((_a.state == "failed") & _a.reason.in_([literal(kind) for kind in sorted(FAILURES)]))
+        | ((_a.state == "failed") & _a.reason.in_([literal(kind) for kind in sorted(FAILURES - BROKEN)]))
+        | ((_a.state == "failed") & _a.reason.in_([literal(kind) for kind in sorted(BROKEN)]) & ~_of_route)
     )
 )
+_kind_of_step = Statement(select(steps.c.kind).where(steps.c.step_id == bindparam("of_step")))
 _health_of = Statement(
     select(health).where(health.c.provider == bindparam("of_provider"), health.c.model == bindparam("of_model"))
 )
@@ -123,9 +130,9 @@ class HealthProjection(Projection):
     """Folds the ends of attempts into `health` and `model_stats`."""
 
     name: ClassVar[str] = "health"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tables: ClassVar[tuple[Table, ...]] = (health, model_stats)
-    reads: ClassVar[tuple[str, ...]] = ("calls",)
+    reads: ClassVar[tuple[str, ...]] = ("calls", "blocks")
 
     def apply(self, conn: Connection, event: Event) -> None:
         """See `Projection.apply`."""
@@ -137,7 +144,8 @@ class HealthProjection(Projection):
             case CallFailed() as failed if failed.error.kind in FAILURES:
                 attempt = _ended(conn, event, failed.attempt)
                 if attempt is not None and not (attempt.local and failed.error.kind == "network"):
-                    _fail(conn, event, attempt, failed.error.kind)
+                    if not (failed.error.kind in BROKEN and _routes(conn, attempt)):
+                        _fail(conn, event, attempt, failed.error.kind)
                     _count(conn, event, attempt, None)
 
 
@@ -146,6 +154,12 @@ def _ended(conn: Connection, event: Event, number: int) -> Row | None:
     attempt = _attempt.first(conn, {"of_call": event.call_id, "of_attempt": number})
     counts = attempt is not None and attempt.last_position == event.position and attempt.key != BATCH_KEY
     return attempt if counts else None
+
+
+def _routes(conn: Connection, attempt: Row) -> bool:
+    """Whether it was made for the step that decides which tools a question needs."""
+    step = _kind_of_step.first(conn, {"of_step": attempt.step_id})
+    return step is not None and step.kind == "route"
 
 
 def _of(attempt: Row) -> dict[str, Any]:
