@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,22 @@ from typing import Any
 import pytest
 from support.calls import Recorder, recorder
 
-from timeline.config import ProviderConfig, Retry, Settings
-from timeline.errors import RateLimited, ServerError
-from timeline.events import CallRerouted, Clock, MessageRef, RateLimit, RateLimitWaited, RequestSent
+from timeline.config import BudgetConfig, ProviderConfig, Retry, Settings
+from timeline.errors import BudgetExceeded, RateLimited, ServerError
+from timeline.events import (
+    BudgetExceeded as Exceeded,
+)
+from timeline.events import (
+    CallInterrupted,
+    CallRerouted,
+    Clock,
+    MessageRef,
+    NewEvent,
+    Owner,
+    RateLimit,
+    RateLimitWaited,
+    RequestSent,
+)
 from timeline.llm.manager import CallContext, CallEnd, LLMManager
 from timeline.llm.router import Candidate
 from timeline.providers.base import Delta, Finish, Item, LLMProvider, LLMRequest, LLMResponse, Message, ModelInfo
@@ -52,11 +65,14 @@ async def calls(tmp_path: Path) -> AsyncIterator[Recorder]:
         yield made
 
 
-async def ask(calls: Recorder, *providers: Scripted, timeout: float = 30, **config: Any) -> CallEnd:
+async def ask(
+    calls: Recorder, *providers: Scripted, timeout: float = 30, budgets: Sequence[BudgetConfig] = (), **config: Any
+) -> CallEnd:
     """One call to the first of them that may be asked."""
     settings = Settings(
         llm_providers={provider.name: ProviderConfig(**config) for provider in providers},
         retry=Retry(max_attempts=1, timeout=timeout),
+        budgets=list(budgets),
     )
     named = {provider.name: provider for provider in providers}
     manager = LLMManager(calls.store, calls.clock, named.__getitem__, settings=settings)
@@ -124,3 +140,60 @@ async def test_a_model_that_keeps_failing_is_left_alone_and_the_next_one_asked_a
     assert (5, 1, "yes") == (failing.asked, other.asked, end.text)
     assert "p:m is left alone for 30 s (5 failures in a row, the last one: server)" in str(alone.error)
     assert 6 == len(await calls.data(RequestSent))
+
+
+# ------------------------------------------------------------------ what died meanwhile
+
+
+async def leave_open(calls: Recorder, owner: Owner, *, tokens: int) -> None:
+    """Another process has sent a request to `p:m` that may use so many tokens, and nobody has heard of it since."""
+    sent = RequestSent(1, "p", "m", "", (), owner, reserved_tokens=tokens, estimated_input_tokens=3)
+    ids = {"turn_id": "turn", "step_id": "step", "call_id": calls.clock.short_id()}
+    await calls.store.append([NewEvent(calls.session_id, sent, calls.clock.uuid7(), calls.clock.now(), **ids)])
+
+
+def dead() -> Owner:
+    """A process that had this one's id before it."""
+    alive = this_process()
+    return Owner(alive.host, alive.pid, alive.started - 3600)
+
+
+TOKENS = BudgetConfig("all", limit_tokens=1000, window="total")
+
+
+async def test_what_a_dead_process_reserved_of_a_budget_holds_nobody_back(calls: Recorder) -> None:
+    await leave_open(calls, dead(), tokens=999)
+
+    end = await ask(calls, Scripted("p"), budgets=[TOKENS])
+
+    assert "yes" == end.text
+    assert ["abandoned"] == [stopped.reason for stopped in await calls.data(CallInterrupted)]
+    assert [] == await calls.data(Exceeded)
+
+
+async def test_nor_does_it_send_anybody_elsewhere(calls: Recorder) -> None:
+    await leave_open(calls, dead(), tokens=999)
+    wanted, other = Scripted("p"), Scripted("q")
+    budget = BudgetConfig("all", limit_tokens=1000, window="total", provider="p", action="fallback")
+
+    await ask(calls, wanted, other, budgets=[budget])
+
+    assert (1, 0) == (wanted.asked, other.asked)
+
+
+async def test_what_a_dead_process_sent_counts_in_a_limit_as_what_it_may_have_used(calls: Recorder) -> None:
+    await leave_open(calls, dead(), tokens=999)
+
+    end = await ask(calls, Scripted("p"), tpm=1000, timeout=2)
+
+    assert "yes" == end.text
+    assert [] == await calls.data(RateLimitWaited)
+
+
+async def test_what_a_live_process_reserved_stays_reserved(calls: Recorder) -> None:
+    await leave_open(calls, this_process(), tokens=999)
+
+    end = await ask(calls, Scripted("p"), budgets=[TOKENS])
+
+    assert isinstance(end.error, BudgetExceeded)
+    assert [] == await calls.data(CallInterrupted)

@@ -15,11 +15,13 @@ from sqlalchemy import Connection
 
 from timeline.config import BudgetConfig, Settings
 from timeline.errors import BudgetExceeded, Overloaded, RateLimited, TimelineError
+from timeline.events import BudgetExceeded as Exceeded
 from timeline.events import CallCacheHit, CallRerouted, Clock, Event, EventData, NewEvent, RateLimitWaited
 from timeline.llm import breaker, budget, limiter
 from timeline.llm.attempt import Attempt, CallContext, encoded_tools, interrupt_reason
 from timeline.llm.budget import Reservation, bounded_max_tokens, estimate_input, reservation
 from timeline.llm.pricing import PriceBook
+from timeline.llm.reaper import any_abandoned, reap
 from timeline.llm.router import Candidate
 from timeline.projections.budgets import BudgetState, applies, read_budgets
 from timeline.projections.cache import Cached, find_cached, under_way
@@ -120,6 +122,10 @@ class _Unprepared(Struct, frozen=True):
     """The answer depends on a candidate whose provider isn't made yet."""
 
     index: int
+
+
+class _HeldBack(Struct, frozen=True):
+    """The answer depends on what dead processes have left open."""
 
 
 class _Skip(Struct, frozen=True):
@@ -238,8 +244,9 @@ class Admission:
             TimelineError: No candidate's provider can be made.
             StoreError: Nothing can be recorded.
         """
+        reaped = False
         while True:
-            decided: list[Verdict | _Unprepared] = []
+            decided: list[Verdict | _Unprepared | _HeldBack] = []
             left: list[Option] = []
 
             def decide(conn: Connection) -> list[NewEvent]:
@@ -247,6 +254,9 @@ class Admission:
                 verdict, left[:] = self._judge_all(conn, chain, facts)  # noqa: B023  run to its end in this round
                 decided[:] = [verdict]  # noqa: B023
                 if isinstance(verdict, _Unprepared):
+                    return []
+                if not reaped and _is_held_back(verdict, facts) and any_abandoned(conn):  # noqa: B023  as above
+                    decided[:] = [_HeldBack()]  # noqa: B023
                     return []
                 events = [*chain.opening, *(self.new(chain, fact) for fact in (*chain.notes, *facts))]
                 if isinstance(verdict, Admitted):
@@ -261,12 +271,17 @@ class Admission:
             if isinstance(verdict, _Unprepared):
                 self.prepare(chain, verdict.index)
                 continue
+            if isinstance(verdict, _HeldBack):
+                await reap(self._store, self._clock, self._prices)
+                # Once is enough: what another one leaves open meanwhile is looked at the next time.
+                reaped = True
+                continue
             chain.options = left
             chain.opening, chain.contents, chain.notes = (), (), []
             return verdict, recorded
 
     async def _committed(
-        self, decide: Decide, contents: Sequence[str | bytes], decided: Sequence[Verdict | _Unprepared]
+        self, decide: Decide, contents: Sequence[str | bytes], decided: Sequence[Verdict | _Unprepared | _HeldBack]
     ) -> list[Event]:
         """Wait for the transaction; who stops waiting has to end what it may have begun, behind it in the log."""
         future = self._store.enqueue_when(decide, contents=contents)
@@ -471,3 +486,9 @@ class Admission:
             step_id=context.step_id,
             call_id=chain.call_id,
         )
+
+
+def _is_held_back(verdict: Verdict, facts: Sequence[EventData]) -> bool:
+    """Whether a decision would have been another one with less reserved, running or sent."""
+    passed = any(isinstance(fact, Exceeded | CallRerouted) for fact in facts)
+    return passed or isinstance(verdict, Waiting | Refused)

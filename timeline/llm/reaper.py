@@ -10,7 +10,7 @@ from timeline.projections.blocks import OpenTurn, open_turns
 from timeline.projections.calls import OpenAttempt, open_attempts
 from timeline.store import EventStore, is_alive
 
-__all__ = ["reap"]
+__all__ = ["any_abandoned", "reap"]
 
 
 async def reap(store: EventStore, clock: Clock, prices: PriceBook) -> None:
@@ -66,6 +66,11 @@ async def reap(store: EventStore, clock: Clock, prices: PriceBook) -> None:
         return ends + [new(turn, TurnInterrupted("abandoned")) for turn in turns]
 
     await store.append_when(decide)
+
+
+def any_abandoned(conn: Connection) -> bool:
+    """Whether an attempt is open that nobody is left to end: what it reserved is in everybody's way."""
+    return any(not is_alive(attempt.owner) for attempt in open_attempts(conn))
 
 
 def _abandoned(conn: Connection) -> tuple[list[OpenAttempt], list[OpenTurn]]:
