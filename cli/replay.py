@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from timeline.errors import NotFound, UsageError
+from timeline.errors import NotFound, StoreDamaged, UsageError
 
 from . import output
 from .options import AsAscii
 from .signs import ascii_only
 
 if TYPE_CHECKING:
+    from timeline.events import Event
     from timeline.projections.blocks import Session, Turn
+    from timeline.runtime import Timeline
 
 __all__ = ["replay"]
 
@@ -71,17 +73,21 @@ async def _replay(name: str, speed: float | None, number: int | None, *, cogniti
     from .opening import looking
 
     async with looking() as timeline:
-        session_id = await timeline.find(name)
-        events = [event async for event in timeline.store.read(session_id=session_id)]
+        events, damage = await _recorded(timeline, await timeline.find(name))
         borrowed = await timeline.borrowed(events)
         session = fold(events, borrowed)
         bodies = await timeline.bodies(session)
+    if damage is not None and number is not None and number > len(session.turns):
+        raise damage
     chosen = _chosen(session, number)
     if as_json:
         from .shapes import session_object
 
         session.turns = chosen
-        output.emit_json(session_object(session, bodies))
+        error = {} if damage is None else {"error": output.error_object(damage)}
+        output.emit_json(session_object(session, bodies) | error)
+        if damage is not None:
+            raise typer.Exit(damage.exit_code)
         return
     from .blocks import draw_turn, play_turn
 
@@ -97,6 +103,25 @@ async def _replay(name: str, speed: float | None, number: int | None, *, cogniti
             await play(console, turn, events, borrowed, bodies, speed, cognition=cognition)
         else:
             await play_turn(console, turn, bodies, speed, cognition=cognition)
+    if damage is not None:
+        raise damage
+
+
+async def _recorded(timeline: Timeline, session_id: str) -> tuple[list[Event], StoreDamaged | None]:
+    """A session's events up to what can't be read, and why that can't be.
+
+    Raises:
+        StoreDamaged: None of them can be read.
+    """
+    events: list[Event] = []
+    try:
+        async for event in timeline.store.read(session_id=session_id):
+            events.append(event)  # noqa: PERF401  those before the damage count
+    except StoreDamaged as exc:
+        if not events:
+            raise
+        return events, exc
+    return events, None
 
 
 def _chosen(session: Session, number: int | None) -> list[Turn]:
@@ -118,11 +143,12 @@ async def _events(name: str, number: int | None, *, follow: bool) -> None:
     from .shapes import event_object
 
     async with looking() as timeline:
-        session_id = await timeline.find(name)
-        events = [event async for event in timeline.store.read(session_id=session_id)]
+        events, damage = await _recorded(timeline, await timeline.find(name))
         chosen = events if number is None else events_of(events, _chosen(fold(events), number)[0].turn_id)
         for event in chosen:
             output.emit_json(event_object(event), indent=0)
+        if damage is not None:
+            raise damage
         if follow:
             async with aclosing(until_a_turn_ends(timeline, events)) as later:
                 async for event in later:

@@ -730,7 +730,7 @@ def decode(
         return msgspec.convert(body, cls)
     except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as exc:
         # An upcaster trusts its body to be what that version wrote; its lookups fail where it isn't.
-        msg = f"the body of a {type_!r} event can't be read ({exc}): run 'timeline store verify'"
+        msg = f"the body of a {type_!r} event can't be read ({exc}): run 'timeline store verify', and restore a backup"
         raise StoreDamaged(msg) from exc
 
 

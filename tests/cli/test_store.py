@@ -83,6 +83,42 @@ def test_a_damaged_page_is_one_sentence(used: Home) -> None:
         assert "Traceback" not in result.err
 
 
+@pytest.fixture
+def hurt(home: Home, backend: Backend) -> Home:
+    """A home whose session has three turns, and one byte of the second answer's event is another."""
+    for number in ("One", "Two", "Three"):
+        backend.says(answer(f"{number} it is."))
+        home.run("ask", number, *(("-c",) if number != "One" else ()))
+    return home
+
+
+@pytest.mark.parametrize("byte", [b"z", b"\xff"], ids=["no JSON", "no UTF-8"])
+def test_replay_shows_what_is_before_the_damage(hurt: Home, byte: bytes) -> None:
+    chunk = next(row for row in hurt.events("chunk.received") if row["data"]["texts"] == ["Two it is."])
+    data = hurt.store.read_bytes()
+    begin = data.rindex(b"{", 0, data.index(b'"Two it is.'))
+    hurt.store.write_bytes(data[:begin] + byte + data[begin + 1 :])
+
+    plain = hurt.run("replay", "last")
+    value = hurt.run("replay", "last", "--json")
+    events = hurt.run("replay", "last", "--events")
+
+    assert (1, 1) == (plain.code, len(plain.err.splitlines()))
+    assert f"Error: position {chunk['position']}: " in plain.err
+    assert "run 'timeline store verify', and restore a backup" in plain.err
+    assert "❯ One" in plain.out
+    assert "One it is." in plain.out
+    assert "❯ Two" in plain.out
+    assert "Three" not in plain.out
+
+    assert (1, "store_damaged") == (value.code, value.json()["error"]["kind"])
+    assert ["One it is.", ""] == [turn["answer"] for turn in value.json()["turns"]]
+
+    assert 1 == events.code
+    assert list(range(1, chunk["position"])) == [row["position"] for row in events.lines()]
+    assert plain.err == events.err
+
+
 def dump(home: Home) -> list[str]:
     with home.connect() as conn:
         return [str([tuple(row) for row in conn.execute(f"SELECT * FROM {table}")]) for table in PROJECTED]

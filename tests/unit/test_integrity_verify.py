@@ -324,6 +324,29 @@ def test_a_page_of_rubbish_is_reported_with_the_position_before_it(tmp_path: Pat
     assert f"after position 2000: {path} is damaged (database disk image is malformed)" == found.problem
 
 
+def test_what_is_before_a_page_of_rubbish_is_read(tmp_path: Path) -> None:
+    path, seen = tmp_path / "timeline.db", [0]
+
+    async def record() -> None:
+        async with opened(path) as store:
+            await store.append(Scribe().notes("a", 1800))
+
+    async def read() -> None:
+        async with opened(path) as store:
+            async for event in store.read(session_id="a"):
+                seen.append(event.position)  # noqa: PERF401  those before the damage count
+
+    asyncio.run(record())
+    spoil(path, path.read_bytes().index(b'"waited_us":1500}'))
+
+    with pytest.raises(StoreDamaged) as damage:
+        asyncio.run(read())
+
+    assert list(range(len(seen))) == seen
+    assert 1400 < len(seen) < 1502
+    assert f"position {len(seen)}: {path} is damaged (database disk image is malformed): " in str(damage.value)
+
+
 def test_rubbish_in_the_first_page_of_the_log_is_damage_at_once(path: Path) -> None:
     (page,) = look(path, "SELECT rootpage FROM sqlite_master WHERE name = 'events'")[0]
     spoil(path, (page - 1) * 4096)

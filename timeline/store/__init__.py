@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, true
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from timeline.errors import NotATimelineStore, NotFound, StoreDamaged, StoreReadOnly, StoreTooNew
@@ -213,15 +213,37 @@ class EventStore:
             call_id: Only this call's; give `session_id` or `after` and `until` too, there is no index on calls.
             after: Only those of a higher position.
             until: Only those up to this position.
+
+        Raises:
+            StoreDamaged: What comes next can't be read; all before it was yielded.
         """
+        limit = PAGE
+        page = partial(_read, session_id=session_id, call_id=call_id, until=until)
         while True:
-            page = partial(_read, after=after, limit=PAGE, session_id=session_id, call_id=call_id, until=until)
-            events = await self.query(page)
+            try:
+                events = await self.query(partial(page, after=after, limit=limit))
+            except StoreDamaged as exc:
+                if limit == 1:
+                    raise await self._placed(exc, after, session_id) from exc
+                # Nearer to what can't be read, in smaller steps.
+                limit = max(limit // 10, 1)
+                continue
             for event in events:
                 yield event
-            if len(events) < PAGE:
+            if len(events) < limit:
                 return
             after = events[-1].position
+
+    async def _placed(self, exc: StoreDamaged, after: int, session_id: str | None) -> StoreDamaged:
+        """The damage that was found behind a position, with its place as `verify` names it."""
+        log = schema.events.c
+        of_session = log.session_id == session_id if session_id is not None else true()
+        place = select(func.min(log.position)).where(log.position > after, of_session)
+        try:
+            position = await self.query(lambda conn: conn.execute(place).scalar())
+        except StoreDamaged:
+            position = None
+        return StoreDamaged(f"position {position}: {exc}" if position else f"after position {after}: {exc}")
 
     async def head(self) -> int:
         """The position of the last event in the log; 0 of an empty one."""
