@@ -120,6 +120,16 @@ async def test_a_whole_answer_streamed_and_not(dialect):
     )
 
 
+async def test_what_follows_the_terminator_is_no_part_of_the_answer(dialect):
+    pieces = [*first_pieces(dialect), *last_pieces(dialect)]
+    async with serving(Reply([b"".join(pieces * 2)]), dialect=dialect) as server:
+        provider = provider_for(dialect, server.url)
+        answer = await collect(provider.stream_request(request()))
+        await provider.aclose()
+
+    assert "Hello" == answer.content
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "retryable"),
     [

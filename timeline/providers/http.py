@@ -34,6 +34,8 @@ from timeline.providers.framing import Framer, LineTooLong, SSEFramer
 from timeline.providers.waiting import Timeouts, Watch
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 __all__ = ["HTTPProvider", "Head", "Parser", "Timeouts", "is_loopback", "last_items", "whole_items"]
@@ -375,9 +377,9 @@ class HTTPProvider(LLMProvider):
                     for payload in framer.feed(data):
                         for item in parser.items(payload):
                             yield item
-                    if parser.done:
-                        await _drain(body, watch)
-                        return
+                        if parser.done:
+                            await _drain(body, watch)
+                            return
                     # `Watch.wait`, without a call for every chunk.
                     watch.ticks = 0
                     watch.waiting = current_task(loop)
@@ -530,27 +532,48 @@ class HTTPProvider(LLMProvider):
         return self._client
 
     def _connect(self) -> httpx.AsyncClient:
-        import ssl
+        from urllib.request import getproxies
 
         import httpx
 
-        verify: ssl.SSLContext | bool = self.base_url.startswith("https:")
-        if verify and self._ca_file is not None:
-            try:
-                verify = ssl.create_default_context(cafile=self._ca_file)
-            except OSError:
-                msg = f"ca_file {self._ca_file} of {self.name} can't be read as PEM certificates: check the path"
-                raise ConfigError(msg) from None
+        trust_env, secure = not is_loopback(self.host), self.base_url.startswith("https:")
+        trusted = self._trusted(trust_env=trust_env) if secure else None
+        http2 = secure and find_spec("h2") is not None
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=60.0)
+        transport: httpx.AsyncBaseTransport | None = None
+        # Where the environment names proxies, httpx knows which of them is for whom.
+        if not trust_env or not getproxies().keys() - {"no"}:
+            from timeline.providers.transport import DirectTransport
+
+            transport = DirectTransport(trusted, http2=http2, limits=limits)
         try:
             return httpx.AsyncClient(
-                verify=verify,
-                http2=find_spec("h2") is not None,
-                trust_env=not is_loopback(self.host),
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=60.0),
+                verify=trusted or False,
+                http2=http2,
+                trust_env=trust_env,
+                transport=transport,
+                limits=limits,
                 headers={"user-agent": "llm-timeline"},
             )
         except (ImportError, ValueError, httpx.InvalidURL):
             msg = "the proxy named in the environment can't be used: check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
+            raise ConfigError(msg) from None
+
+    def _trusted(self, *, trust_env: bool) -> ssl.SSLContext:
+        import ssl
+
+        import httpx
+
+        if self._ca_file is None:
+            try:
+                return httpx.create_ssl_context(trust_env=trust_env)
+            except OSError:
+                msg = "the certificates that SSL_CERT_FILE or SSL_CERT_DIR names can't be read: check the path"
+                raise ConfigError(msg) from None
+        try:
+            return ssl.create_default_context(cafile=self._ca_file)
+        except OSError:
+            msg = f"ca_file {self._ca_file} of {self.name} can't be read as PEM certificates: check the path"
             raise ConfigError(msg) from None
 
     def _head(self, response: httpx.Response, model: str) -> Head:
