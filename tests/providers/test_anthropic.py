@@ -332,6 +332,30 @@ async def test_a_block_of_the_servers_that_is_cut_off_is_kept_as_it_began():
     assert ("length", {}) == (response.finish_reason, response.opaque[0].block["input"])
 
 
+async def test_a_call_that_stands_in_the_messages_start_is_one():
+    result = {"type": "code_execution_tool_result", "tool_use_id": "s1", "content": {"stdout": "1"}}
+    call = {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Bern"}}
+    begun = {"model": "claude-x", "content": [result, call], "stop_reason": "tool_use", "usage": {"input_tokens": 3}}
+    response = await answer(
+        {"type": "message_start", "message": begun},
+        block(0, type="tool_use", id="t2", name="weather", input={}),
+        stop(0),
+        {"type": "message_stop"},
+    )
+
+    assert (ToolCall("t1", "weather", {"city": "Bern"}), ToolCall("t2", "weather", {})) == response.tool_calls
+    assert ("tool_calls", (OpaquePart("anthropic", result),)) == (response.finish_reason, response.opaque)
+    assert Usage(3) == response.usage
+
+
+async def test_the_model_that_steps_in_for_another_is_the_one_that_answered():
+    change = {"type": "fallback", "from": {"model": "claude-x"}, "to": {"model": "claude-y"}}
+    response = await answer(start(), block(0, **change), stop(0), block(1, type="text", text="yes"), stop(1), *ending())
+
+    assert ("claude-y", "yes") == (response.model, response.content)
+    assert (OpaquePart("anthropic", change),) == response.opaque
+
+
 async def test_calls_of_a_server_that_numbers_no_block_are_kept_apart():
     events = []
     for name in ("a", "b", "c"):

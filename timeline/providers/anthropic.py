@@ -157,8 +157,7 @@ class MessagesParser:
             case "content_block_stop":
                 return self._stop(event.index)
             case "message_start" if event.message is not None:
-                self._model = _text(event.message.get("model")) or self._model
-                return self._overwrite(event.message.get("usage"))
+                return self._begin(event.message)
             case "message_delta":
                 if event.delta is not None:
                     self._raw_reason = _text(event.delta.stop_reason) or self._raw_reason
@@ -174,16 +173,25 @@ class MessagesParser:
         return ()
 
     def _whole(self, message: dict[str, Any]) -> Iterable[Item]:
-        items: list[Item] = []
-        self._model = _text(message.get("model"))
+        items = [*self._begin(message)]
         self._raw_reason = _text(message.get("stop_reason")) or ""
+        return [*items, *self._finish()]
+
+    def _begin(self, message: dict[str, Any]) -> Iterable[Item]:
+        """What a message tells of itself: all, or what stands before a stream's first block.
+
+        A tool that is called from within the code that the server runs comes so, with the reason for the stop.
+        """
+        items: list[Item] = []
+        self._model = _text(message.get("model")) or self._model
         content = message.get("content")
-        for index, block in enumerate(content if isinstance(content, list) else ()):
-            if isinstance(block, dict):
-                items += self._start(index, block)
-                items += self._stop(index)
+        blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+        if blocks:
+            self._raw_reason = _text(message.get("stop_reason"))
+        for index, block in enumerate(blocks, -len(blocks)):
+            items += self._start(index, block)
+            items += self._stop(index)
         items += self._overwrite(message.get("usage"))
-        items += self._finish()
         return items
 
     def _start(self, index: int, block: dict[str, Any]) -> Iterable[Item]:
@@ -199,6 +207,10 @@ class MessagesParser:
                     return ()
                 number = self._calls[index] = max(self._calls.values(), default=-1) + 1
                 return (Delta("", "tool_call", number, _text(block.get("id")), _text(block.get("name"))),)
+            case "fallback":
+                # From here on another model answers than the one that was asked.
+                to = block.get("to")
+                self._model = (_text(to.get("model")) if isinstance(to, dict) else None) or self._model
         return ()
 
     def _grow(self, index: int, delta: _Delta) -> Iterable[Item]:
