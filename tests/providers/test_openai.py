@@ -235,6 +235,26 @@ async def test_a_signature_that_comes_alone_ahead_of_its_call_goes_back_with_it(
     assert ["c0", "c1"] == [call.id for call in response.tool_calls]
 
 
+async def test_openrouters_thoughts_go_back_with_the_calls_joined_as_it_sent_them():
+    def thought(text, **more):
+        return {"type": "reasoning.text", "index": 0, "text": text, "signature": None, **more}
+
+    secret = {"type": "reasoning.encrypted", "index": 0, "data": "enc"}
+    response = await answer(
+        chunk({"reasoning": "Let me ", "reasoning_details": [thought("Let me ")]}),
+        chunk({"reasoning": "see.", "reasoning_details": [thought("see."), "?", thought(None, signature="s1")]}),
+        chunk({"reasoning_details": [secret]}),
+        chunk({"reasoning_details": [{**secret, "id": "c1"}]}),
+        fragment(0, "c1", "a", "{}"),
+        "[DONE]",
+    )
+    back = Message("assistant", response.opaque, response.tool_calls)
+    sent = HERE.body(LLMRequest("m", [back]), stream=True)["messages"][0]
+
+    assert [thought("Let me see.", signature="s1"), secret, {**secret, "id": "c1"}] == sent["reasoning_details"]
+    assert "Let me see." == response.reasoning
+
+
 def test_deepseek_is_told_of_thoughts_even_where_there_were_none():
     messages = [Message("user", "hi"), Message("assistant", "", (ToolCall("c1", "a", {}),))]
     body = OpenAIProvider(KEY, "https://api.deepseek.com/v1").body(LLMRequest("m", messages), stream=True)
@@ -378,6 +398,21 @@ async def test_key_and_headers_on_the_wire():
             Usage(9, output=43, reasoning=36),
         ),
         ((chunk({}, "stop", usage={"input_tokens": 9, "output_tokens": 1}),), Usage(9, output=1)),
+        (
+            (
+                chunk(
+                    {},
+                    "length",
+                    usage={
+                        "prompt_tokens": 9,
+                        "completion_tokens": 7,
+                        "prompt_tokens_details": {"cached_tokens": 2, "cache_creation_input_tokens": 3},
+                        "completion_tokens_details": {"reasoning_tokens": 8},
+                    },
+                ),
+            ),
+            Usage(4, cache_read=2, cache_write=3, output=7, reasoning=7),
+        ),
         ((chunk({"content": "x"}, "stop", usage="none"),), None),
     ],
     ids=[
@@ -392,6 +427,7 @@ async def test_key_and_headers_on_the_wire():
         "moonshot",
         "gemini",
         "other names",
+        "dashscope's cache, and more thoughts than tokens",
         "no usage",
     ],
 )
@@ -422,6 +458,10 @@ async def test_thoughts_of_gemini_are_counted_where_the_answer_names_no_model():
         ("tool_use", "tool_calls"),
         ("MAX_TOKENS", "length"),
         ("sensitive", "content_filter"),
+        ("refusal", "content_filter"),
+        ("PROHIBITED_CONTENT", "content_filter"),
+        ("content_filter: RECITATION", "content_filter"),
+        ("function_call_filter: MALFORMED_FUNCTION_CALL", "unknown"),
         ("something", "unknown"),
     ],
 )
@@ -488,6 +528,11 @@ CALLS = (ToolCall("c1", "a", {"x": 1}), ToolCall("c2", "b", {}))
             chunk({}, "tool_calls"),
         ],
         [fragment(0, None, "a", '{"x":'), fragment(0, "c1", None, "1}"), fragment(1, "c2", "b", "{}")],
+        [
+            fragment(None, "c1", "a", ""),
+            fragment(None, "c2", "b", ""),
+            chunk({"tool_calls": [{"function": {"arguments": text}} for text in ('{"x":1}', "{}")]}),
+        ],
     ],
     ids=[
         "in pieces",
@@ -499,6 +544,7 @@ CALLS = (ToolCall("c1", "a", {"x": 1}), ToolCall("c2", "b", {}))
         "gaps",
         "in pieces, numbered like Anthropic's blocks",
         "id after the name",
+        "pieces told apart by their place alone",
     ],
 )
 async def test_parallel_tool_calls_however_they_are_told(payloads):
@@ -572,6 +618,20 @@ async def test_a_stream_where_a_whole_answer_was_asked_for():
     assert "x" == response.content
 
 
+async def test_what_a_chunk_tells_beside_its_error_is_not_lost():
+    last = chunk({"content": "y"}, usage={"prompt_tokens": 9, "completion_tokens": 2}, error={"code": 502})
+    async with Server(Reply.sse(chunk({"content": "x"}), last, "[DONE]")) as server:
+        provider = OpenAIProvider(KEY, server.url)
+        stream = provider.stream_request(LLMRequest("m", ()))
+        items = [await anext(stream) for _ in range(3)]
+        with pytest.raises(ProviderError) as caught:
+            await anext(stream)
+        await provider.aclose()
+
+    assert 502 == caught.value.status
+    assert ["x", "y", Usage(9, output=2)] == [getattr(item, "text", None) or item.usage for item in items]
+
+
 async def test_an_error_with_a_good_status_is_an_error():
     async with Server(Reply.json({"error": {"message": "no", "code": 429}})) as server:
         provider = OpenAIProvider(KEY, server.url)
@@ -588,6 +648,7 @@ async def test_an_error_with_a_good_status_is_an_error():
         ({"finish_reason": "error", "error": {"code": 502, "message": "The upstream is gone"}}, "server", 502),
         ({"finish_reason": "error"}, "server", 200),
         ({"finish_reason": "insufficient_system_resource"}, "overloaded", 200),
+        ({"finish_reason": "stop", "native_finish_reason": "network_error"}, "server", 200),
     ],
 )
 async def test_a_choice_that_ends_in_an_error_is_one(choice, kind, status):

@@ -13,7 +13,7 @@ import msgspec
 
 from timeline.providers.base import ImagePart, LLMRequest, Message, OpaquePart, TextPart, ToolCall
 
-__all__ = ["chat_messages", "is_strict", "put_in_words"]
+__all__ = ["Kept", "chat_messages", "is_strict", "put_in_words"]
 
 
 def chat_messages(request: LLMRequest, provider: str) -> list[dict[str, Any]]:
@@ -40,8 +40,7 @@ def _message(message: Message, provider: str) -> dict[str, Any]:
             if message.tool_calls:
                 kept = _kept(message, provider)
                 extras = kept.get("extra_content") or {}
-                if "reasoning_content" in kept:
-                    plain["reasoning_content"] = kept["reasoning_content"]
+                plain |= {name: kept[name] for name in ("reasoning_content", "reasoning_details") if name in kept}
                 plain["tool_calls"] = [
                     _call(call, extras.get(str(number))) for number, call in enumerate(message.tool_calls)
                 ]
@@ -50,6 +49,47 @@ def _message(message: Message, provider: str) -> dict[str, Any]:
     if not isinstance(message.content, str) and any(isinstance(part, ImagePart) for part in message.content):
         content = [_part(part) for part in message.content if isinstance(part, TextPart | ImagePart)]
     return {"role": message.role, "content": content}
+
+
+class Kept:
+    """What servers want to see again beside the results of an answer's calls, or refuse them.
+
+    Attributes:
+        thoughts: DeepSeek's, piece by piece.
+        extras: Gemini's signatures, by the call's number.
+    """
+
+    __slots__ = ("_details", "extras", "thoughts")
+
+    def __init__(self) -> None:
+        self.thoughts: list[str] = []
+        self.extras: dict[str, Any] = {}
+        self._details: list[dict[str, Any]] = []
+
+    def add_details(self, pieces: Any) -> None:
+        """Take OpenRouter's thoughts with their signatures, whole or a piece of them.
+
+        Source: its guide "Reasoning Tokens", "Preserving reasoning".
+        """
+        for piece in pieces if isinstance(pieces, list) else ():
+            if not isinstance(piece, dict):
+                continue
+            last = self._details[-1] if self._details else {}
+            kind = _GROWING.get(str(piece.get("type")))
+            if kind is None or any(piece.get(name) != last.get(name) for name in ("type", "index")):
+                self._details.append({**piece})
+                continue
+            grown = "".join(each for each in (last.get(kind), piece.get(kind)) if isinstance(each, str))
+            last |= {name: value for name, value in piece.items() if value is not None} | {kind: grown}
+
+    def block(self) -> dict[str, Any]:
+        """All of it, as `chat_messages` knows it; empty where there is nothing."""
+        told = {"reasoning_content": "".join(self.thoughts), "reasoning_details": self._details}
+        return {name: value for name, value in {**told, "extra_content": self.extras}.items() if value}
+
+
+_GROWING = {"reasoning.text": "text", "reasoning.summary": "summary"}
+"""What comes in pieces, and in which field; what is encrypted comes whole."""
 
 
 def _kept(message: Message, provider: str) -> dict[str, Any]:

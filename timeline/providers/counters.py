@@ -1,10 +1,13 @@
-"""How a counter is read out of a provider's usage object, whatever else may stand there."""
+"""How counters are read out of a provider's usage object, whatever else may stand there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["count"]
+from timeline.events import Usage
+
+__all__ = ["chat_usage", "count"]
 
 _MOST = 2**53
 """More tokens than anybody has counted: what is larger is no count."""
@@ -21,3 +24,33 @@ def count(counters: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
         return 0
     return int(value)
+
+
+def chat_usage(raw: Mapping[str, Any], model: str | None = None) -> Usage:
+    """OpenAI's counters made disjoint: `prompt_tokens` includes the cached ones.
+
+    Args:
+        raw: The counters as they came.
+        model: Who answered, or was asked: Gemini counts its thoughts in the total alone.
+    """
+    prompt_details, output_details = raw.get("prompt_tokens_details"), raw.get("completion_tokens_details")
+    prompt = count(raw, "prompt_tokens") or count(raw, "input_tokens")
+    output = count(raw, "completion_tokens") or count(raw, "output_tokens")
+    cache_read = (
+        count(prompt_details, "cached_tokens") or count(raw, "prompt_cache_hit_tokens") or count(raw, "cached_tokens")
+    )
+    cache_write = count(prompt_details, "cache_write_tokens") or count(prompt_details, "cache_creation_input_tokens")
+    reasoning = count(output_details, "reasoning_tokens")
+    beside = count(raw, "total_tokens") - prompt - output
+    if model is not None and "gemini" in model and not reasoning:
+        reasoning = max(beside, 0)  # Only its total includes what Gemini thought.
+    if reasoning and beside == reasoning:
+        output += reasoning  # xAI counts reasoning beside completion_tokens, as its total shows.
+    reasoning = min(reasoning, output)  # Kimi's and OpenRouter's counts of an answer cut short differ by one.
+    return Usage(
+        input=max(prompt - cache_read - cache_write, 0),
+        cache_read=cache_read,
+        cache_write=cache_write,
+        output=output,
+        reasoning=reasoning,
+    )

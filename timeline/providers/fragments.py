@@ -61,6 +61,8 @@ class Fragments:
             # No number: a new id or a name begins a call, all else continues the last.
             return same_id if call_id else next(iter(newest), None) if name is None else None
         place = next((place for place in newest if calls[place].number == number), None)
+        if place is None and not (call_id or name) and number < len(calls) and calls[number].number is None:
+            return number  # The call at this place has no number of its own.
         if place is not None and call_id and name and calls[place].id not in (None, call_id):
             # Gemini's server numbers all parallel calls 0: the id tells them apart.
             return same_id

@@ -7,13 +7,13 @@ where it is dealt with.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Struct
 
-from timeline.events import Usage
+from timeline.errors import ProviderError
 from timeline.providers.base import (
     UNREADABLE,
     Capabilities,
@@ -27,8 +27,8 @@ from timeline.providers.base import (
     UsageReport,
     utf8,
 )
-from timeline.providers.chat_format import chat_messages, is_strict, put_in_words
-from timeline.providers.counters import count
+from timeline.providers.chat_format import Kept, chat_messages, is_strict, put_in_words
+from timeline.providers.counters import chat_usage, count
 from timeline.providers.failures import Complaint
 from timeline.providers.fragments import Fragments
 from timeline.providers.http import Head, HTTPProvider, Parser, Timeouts
@@ -60,6 +60,7 @@ class _Message(Struct, gc=False):
     content: Any = None
     reasoning_content: Any = None
     reasoning: Any = None
+    reasoning_details: Any = None
     refusal: Any = None
     tool_calls: list[_ToolCall] | None = None
     function_call: _Function | None = None
@@ -70,6 +71,7 @@ class _Choice(Struct, gc=False):
     delta: _Message | None = None
     message: _Message | None = None
     finish_reason: Any = None
+    native_finish_reason: Any = None
     usage: Any = None
     error: Any = None
 
@@ -105,38 +107,19 @@ _FINISH: dict[str, FinishReason] = {
     "content_filter": "content_filter",
     "safety": "content_filter",
     "sensitive": "content_filter",
+    "refusal": "content_filter",
+    "blocklist": "content_filter",
+    "prohibited_content": "content_filter",
+    "recitation": "content_filter",
+    "spii": "content_filter",
 }
 _FAILED = ("error", "insufficient_system_resource", "network_error")
 """Finish reasons of answers that a failure ended: OpenRouter's and Mistral's, DeepSeek's, Zhipu's."""
 
 
-def read_usage(raw: Mapping[str, Any], model: str | None = None) -> Usage:
-    """OpenAI's counters made disjoint: `prompt_tokens` includes the cached ones.
-
-    Args:
-        raw: The counters as they came.
-        model: Who answered, or was asked: Gemini counts its thoughts in the total alone.
-    """
-    prompt_details, output_details = raw.get("prompt_tokens_details"), raw.get("completion_tokens_details")
-    prompt = count(raw, "prompt_tokens") or count(raw, "input_tokens")
-    output = count(raw, "completion_tokens") or count(raw, "output_tokens")
-    cache_read = (
-        count(prompt_details, "cached_tokens") or count(raw, "prompt_cache_hit_tokens") or count(raw, "cached_tokens")
-    )
-    cache_write = count(prompt_details, "cache_write_tokens")
-    reasoning = count(output_details, "reasoning_tokens")
-    beside = count(raw, "total_tokens") - prompt - output
-    if model is not None and "gemini" in model and not reasoning:
-        reasoning = max(beside, 0)  # Only its total includes what Gemini thought.
-    if reasoning and beside == reasoning:
-        output += reasoning  # xAI counts reasoning beside completion_tokens, as its total shows.
-    return Usage(
-        input=max(prompt - cache_read - cache_write, 0),
-        cache_read=cache_read,
-        cache_write=cache_write,
-        output=output,
-        reasoning=reasoning,
-    )
+def _meaning(raw: str) -> FinishReason:
+    """A finish reason in any server's words; Gemini's says in the same breath why: `content_filter: RECITATION`."""
+    return _FINISH.get(raw.partition(":")[0].strip().lower(), "unknown")
 
 
 class ChatParser:
@@ -144,14 +127,13 @@ class ChatParser:
 
     __slots__ = (
         "_calls",
-        "_extras",
         "_head",
+        "_kept",
         "_message",
         "_model",
         "_raw_reason",
         "_repetition",
         "_request_id",
-        "_thoughts",
         "_usage",
         "done",
     )
@@ -160,8 +142,7 @@ class ChatParser:
         self.done = False
         self._head = head
         self._calls = Fragments()
-        self._extras: dict[str, Any] = {}
-        self._thoughts: list[str] = []
+        self._kept = Kept()
         self._message = False
         self._model: str | None = None
         self._raw_reason: str | None = None
@@ -197,7 +178,9 @@ class ChatParser:
                     if delta.reasoning_content or delta.reasoning:
                         _add_text(items, delta.reasoning_content or delta.reasoning, "reasoning")
                         if isinstance(delta.reasoning_content, str):
-                            self._thoughts.append(delta.reasoning_content)
+                            self._kept.thoughts.append(delta.reasoning_content)
+                    if delta.reasoning_details:
+                        self._kept.add_details(delta.reasoning_details)
                     content = delta.content
                     if content:
                         if content.__class__ is str:
@@ -212,18 +195,14 @@ class ChatParser:
                         items += filter(None, map(self._call, delta.tool_calls))
                     if delta.function_call is not None:
                         items += filter(None, (self._call(_ToolCall(0, None, delta.function_call)),))
-                if choice.finish_reason and isinstance(choice.finish_reason, str):
-                    self._raw_reason = choice.finish_reason
-                    # Moonshot's usage stands here, and OpenRouter's error.
-                    chunk.usage = chunk.usage or choice.usage
-                    if choice.finish_reason in _FAILED and not chunk.error:
-                        chunk.error = choice.error or {"code": choice.finish_reason}
+                if choice.finish_reason:
+                    self._read_reason(choice, chunk)
         elif chunk.usage is None and chunk.error is None:
             self._read_strange(payload)
-        if chunk.usage or chunk.error is not None or chunk.x_groq is not None:
-            self._read_rest(chunk, items)
         if self._model is None:
             self._model = chunk.model or None
+        if chunk.usage or chunk.error is not None or chunk.x_groq is not None:
+            return self._read_rest(chunk, items)
         return items
 
     def end(self) -> Iterable[Item]:
@@ -245,10 +224,21 @@ class ChatParser:
         delta = self._calls.delta(call.index, call_id, name, arguments)
         if call.extra_content is not None:
             # Where it is all that the fragment tells, its call is still to begin.
-            self._extras[str(len(self._calls) if delta is None else delta.index)] = call.extra_content
+            self._kept.extras[str(len(self._calls) if delta is None else delta.index)] = call.extra_content
         return delta
 
-    def _read_rest(self, chunk: _Chunk, items: list[Item]) -> None:
+    def _read_reason(self, choice: _Choice, chunk: _Chunk) -> None:
+        """Why the answer ended. Moonshot's usage stands beside it, and OpenRouter's error."""
+        if not isinstance(choice.finish_reason, str):
+            return
+        self._raw_reason = choice.finish_reason
+        chunk.usage = chunk.usage or choice.usage
+        # OpenRouter says `stop` even where the network to its upstream broke.
+        failed = [each for each in (choice.finish_reason, choice.native_finish_reason) if each in _FAILED]
+        if failed and not chunk.error:
+            chunk.error = choice.error or {"code": failed[-1]}
+
+    def _read_rest(self, chunk: _Chunk, items: list[Item]) -> Iterable[Item]:
         usage, error, groq = chunk.usage, chunk.error, chunk.x_groq
         if groq is not None:
             usage = usage or groq.usage
@@ -257,9 +247,14 @@ class ChatParser:
                 self._request_id = groq.id
         if usage and usage != self._usage and isinstance(usage, dict):
             self._usage = usage
-            items.append(UsageReport(read_usage(usage, chunk.model or self._model or self._head.model), usage))
-        if error:
-            raise self._head.error(Complaint.of({"error": error}))
+            items.append(UsageReport(chat_usage(usage, chunk.model or self._model or self._head.model), usage))
+        if not error:
+            return items
+        failure = self._head.error(Complaint.of({"error": error}))
+        if not items:
+            raise failure
+        # What the chunk told besides, its usage above all, counts all the same.
+        return _up_to(failure, items)
 
     def _read_strange(self, payload: bytes) -> None:
         """What has no choices: often an error that doesn't stand under that name, as vLLM's."""
@@ -272,7 +267,7 @@ class ChatParser:
             return ()
         self.done = True
         raw = self._raw_reason
-        reason = _FINISH.get(raw.lower(), "unknown") if raw else "unknown"
+        reason = _meaning(raw) if raw else "unknown"
         # Compatible servers say `stop` after calls; `length` stays, since it cut the arguments.
         if self._calls and reason in ("stop", "unknown"):
             reason = "tool_calls"
@@ -289,13 +284,13 @@ class ChatParser:
         )
 
     def _opaque(self) -> tuple[OpaquePart, ...]:
-        """What DeepSeek (thoughts) and Gemini (signatures) want to see again beside the calls' results."""
-        block: dict[str, Any] = {}
-        if self._thoughts:
-            block["reasoning_content"] = "".join(self._thoughts)
-        if self._extras:
-            block["extra_content"] = self._extras
+        block = self._kept.block()
         return (OpaquePart(self._head.speaker.name, block),) if block and self._calls else ()
+
+
+def _up_to(failure: ProviderError, items: list[Item]) -> Iterator[Item]:
+    yield from items
+    raise failure
 
 
 def _only_text(payload: bytes) -> str | None:
@@ -313,10 +308,20 @@ def _only_text(payload: bytes) -> str | None:
 
 
 def _tell_apart(calls: list[_ToolCall]) -> None:
-    """Gemini has sent whole parallel calls in one chunk, all with number 0 and no ids: then the numbers mean nothing."""
+    """Number several calls of one chunk where their server does so wrongly or not at all.
+
+    Gemini has sent whole parallel calls all with number 0 and no ids: then the numbers mean nothing. Bare pieces of
+    arguments go to the calls in their order.
+    """
+    if len(calls) < 2:  # noqa: PLR2004 - one stands for itself
+        return
     numbers: set[int | None] = set()
-    for call in calls if len(calls) > 1 else ():
-        if call.index in numbers and call.function is not None and call.function.name:
+    named = [bool(call.function is not None and call.function.name) for call in calls]
+    bare = not any(named) and all(call.index is None and not call.id for call in calls)
+    for place, call in enumerate(calls):
+        if bare:
+            call.index = place
+        elif call.index in numbers and named[place]:
             call.index = None
         numbers.add(call.index)
 
