@@ -71,8 +71,8 @@ class Plugin(LLMProvider):
         return self.models
 
 
-def guarded(plugin: Any, *secrets: str) -> Guarded:
-    return Guarded(plugin, plugin="bad", name="mine", secrets=secrets)
+def guarded(plugin: Any, *secrets: str, **known: Any) -> Guarded:
+    return Guarded(plugin, plugin="bad", name="mine", secrets=secrets, **known)
 
 
 async def stream(provider: LLMProvider) -> list[Any]:
@@ -478,6 +478,9 @@ def problems(found: object) -> list[tuple[str, str]]:
         ("def model_digest(self): ...", ("methods", "model_digest can't be called with (self, model)")),
         ("async def model_digest(self, model): ...", ("async", "model_digest is not a plain def")),
         ("def model_digest(self, model): ...", None),
+        ("def is_local(self): ...", ("methods", "is_local can't be called with (self, model)")),
+        ("async def is_small(self, model): ...", ("async", "is_small is not a plain def")),
+        ("key_mark = 7", ("attributes", "key_mark is int, no str")),
         ("def __init__(self, key, /): ...", ("class", "its argument key can't be given by keyword")),
     ],
 )
@@ -511,6 +514,72 @@ def test_class_need_not_be_derived_from_ours() -> None:
     assert not provider.local
     assert provider.reports_usage
     assert (False, None) == (provider.cuts_prompts, provider.model_digest("m"))
+    assert (False, False, None) == (provider.is_local("m"), provider.is_small("m"), provider.key_mark)
+
+
+class Mixed(Plugin):
+    """One that runs its models here, but for one that it passes on."""
+
+    local = True
+
+    def is_local(self, model: str) -> bool:
+        return model != "far"
+
+    def is_small(self, model: str) -> bool:
+        return model == "tiny"
+
+
+def test_a_plugin_says_of_each_model_where_it_runs_and_how_small_it_is() -> None:
+    provider = guarded(Mixed())
+
+    assert [True, False] == [provider.is_local(model) for model in ("tiny", "far")]
+    assert [True, False] == [provider.is_small(model) for model in ("tiny", "far")]
+
+
+def test_what_a_plugin_says_of_all_its_models_holds_for_each() -> None:
+    class Here(Plugin):
+        local = True
+
+    assert guarded(Here()).is_local("m")
+    assert not guarded(Plugin()).is_local("m")
+
+
+async def test_models_are_listed_as_free_where_asking_them_is() -> None:
+    provider = guarded(Mixed(models=[ModelInfo("tiny", "x"), ModelInfo("far", "x", local=True)]))
+
+    assert [("tiny", True), ("far", False)] == [
+        (model.id, model.local) for model in await provider.get_available_models()
+    ]
+
+
+def test_what_is_known_to_run_elsewhere_is_not_local_whatever_the_plugin_says() -> None:
+    provider = guarded(Mixed(), elsewhere=True)
+
+    assert (False, False) == (provider.local, provider.is_local("tiny"))
+
+
+@pytest.mark.parametrize("method", ["is_local", "is_small"])
+@pytest.mark.parametrize(
+    ("says", "wrong"), [(lambda _: "yes", r'"attributes" \(.* gave str'), (lambda _: {}["x"], r'"errors" \(KeyError')]
+)
+def test_where_a_model_runs_is_true_or_false(method: str, says: Any, wrong: str) -> None:
+    provider = guarded(type("Vague", (Plugin,), {method: lambda _self, model: says(model)})())
+
+    with pytest.raises(PluginError, match=wrong):
+        getattr(provider, method)("m")
+
+
+def test_keys_are_told_apart_and_nothing_is_told_of_them() -> None:
+    class Keyed(Plugin):
+        key_mark = "sk-account-of-mine"
+
+    marks = [
+        guarded(plugin, **known).key_mark
+        for plugin, known in ((Plugin(), {"api_key": "sk-1"}), (Plugin(), {"api_key": "sk-2"}), (Keyed(), {}))
+    ]
+
+    assert 3 == len(set(marks))
+    assert all(mark and len(mark) == 4 for mark in marks)
 
 
 @pytest.mark.parametrize(

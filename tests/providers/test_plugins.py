@@ -20,6 +20,7 @@ from timeline.config import Config, load
 from timeline.errors import ConfigError, MissingKey, NotFound, PluginError, TimelineError
 from timeline.events import CallFailed
 from timeline.providers import Delta, LLMRequest, OllamaProvider, OpenAIProvider, Timeouts, collect
+from timeline.providers.address import key_mark
 from timeline.providers.contract import RULES, Guarded
 from timeline.providers.plugins import Listed, listing, make_provider, validate
 
@@ -430,6 +431,52 @@ def test_options_are_masked_where_settings_are_shown(tmp_path: Path, site: Site)
     shown = {setting.path[-1]: setting.value for setting in loaded.effective() if "options" in setting.path}
     assert {"token": "***", "depth": "***", "region": "${REGION}"} == shown
     assert KEY not in repr(loaded.settings)
+
+
+HERE = GOOD.replace(
+    '    name = "good"\n',
+    '    name = "good"\n    local = True\n    def __init__(self, base_url="", api_key=""): pass\n',
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "local"),
+    [
+        ({}, True),
+        ({"base_url": "http://127.0.0.1:9"}, True),
+        ({"base_url": "https://api.example.com"}, False),
+        ({"local": False}, False),
+    ],
+    ids=str,
+)
+def test_the_user_has_the_last_word_on_what_runs_here(
+    tmp_path: Path, site: Site, entry: dict[str, Any], local: bool
+) -> None:
+    site.install("here", HERE)
+
+    provider = make_provider(config(tmp_path, mine={"kind": "here", **entry}), "mine")
+
+    assert local is provider.is_local("m")
+
+
+def test_a_plugins_key_has_a_mark(tmp_path: Path, site: Site) -> None:
+    site.install("here", HERE)
+
+    provider = make_provider(config(tmp_path, mine={"kind": "here", "api_key": KEY}), "mine")
+
+    assert key_mark(KEY) == provider.key_mark
+
+
+def test_a_plugins_own_model_is_free_and_asked_offline(home: Home, site: Site) -> None:
+    site.install("here", HERE)
+    env = {"PYTHONPATH": str(site.path)}
+    configure(home)
+
+    result = home.run("ask", "--offline", "-m", "here:m", "hi", env=env)
+    report = home.run("report", "--json")
+
+    assert (0, "Hello\n") == (result.code, result.out)
+    assert "free" == report.json()["rows"][0]["cost_state"]
 
 
 # ------------------------------------------------------------------ which kinds there are

@@ -186,6 +186,7 @@ class Admission:
         option = chain.options[index]
         try:
             option.provider = self._get(option.candidate.provider)
+            local = option.provider.is_local(option.candidate.model)
         except TimelineError as exc:
             chain.error = chain.error or exc
             del chain.options[index]
@@ -199,7 +200,7 @@ class Admission:
         budgets = self._budgets(chain)
         provider, model = option.candidate.provider, option.candidate.model
         # What runs on this machine is free, unless the user gave it a price.
-        free = option.provider.is_local(model) and f"{provider}:{model}" not in self._settings.prices
+        free = local and f"{provider}:{model}" not in self._settings.prices
         limit = bounded_max_tokens(option.request.max_tokens, budgets, provider, model, free=free)
         option.request = msgspec.structs.replace(option.request, max_tokens=limit)
         if not chain.context.private:

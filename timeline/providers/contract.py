@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from timeline.errors import ConfigError, MissingKey, ModelUnavailable, PluginError, ProviderError, TimelineError
 from timeline.events import ErrorInfo, RateLimit, Usage
+from timeline.providers.address import key_mark
 from timeline.providers.base import (
     Capabilities,
     Delta,
@@ -47,9 +48,10 @@ T = TypeVar("T")
 RULES = {
     "class": "the entry point names a class, which is made with keyword arguments",
     "methods": "make_request, stream_request and get_available_models are there and take what the base class says",
-    "async": "stream_request is an async generator, model_digest a plain def, the other methods are async def",
-    "attributes": "name is text without a colon, capabilities a Capabilities, "
-    "local, reports_usage and cuts_prompts are true or false, model_digest gives text or None",
+    "async": "stream_request is an async generator, model_digest, is_local and is_small a plain def, "
+    "the other methods are async def",
+    "attributes": "name is text without a colon, capabilities a Capabilities, local, reports_usage and cuts_prompts are "
+    "true or false, so is what is_local and is_small give, key_mark is text or None, and so is what model_digest gives",
     "items": "a stream yields Delta, UsageReport and Finish, with fields of their types",
     "finish": "a stream ends with exactly one Finish, and nothing comes after it",
     "usage": "tokens are reported before the Finish, none negative, reasoning no more than output",
@@ -99,9 +101,12 @@ _ARGUMENTS = {
     "get_available_models": 0,
     "warm_up": 1,
     "model_digest": 1,
+    "is_local": 1,
+    "is_small": 1,
     "aclose": 0,
 }
-_OPTIONAL = ("warm_up", "model_digest", "aclose")
+_PLAIN = ("model_digest", "is_local", "is_small")
+_OPTIONAL = (*_PLAIN, "warm_up", "aclose")
 
 
 def check_class(found: object) -> list[Problem]:
@@ -158,7 +163,7 @@ def _wrong_kind(name: str, function: Any) -> str | None:
         if inspect.iscoroutinefunction(function):
             return f"{name} is async def without yield: it has to be an async generator"
         return f"{name} is a generator: write async def" if inspect.isgeneratorfunction(function) else None
-    if name == "model_digest":
+    if name in _PLAIN:
         return f"{name} is not a plain def" if inspect.iscoroutinefunction(function) else None
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         return f"{name} yields: it has to return"
@@ -168,7 +173,7 @@ def _wrong_kind(name: str, function: Any) -> str | None:
 def _attribute_problems(found: object, get: Any) -> Iterator[Problem]:
     static = isinstance(found, type)
     flags = ((flag, bool) for flag in ("local", "reports_usage", "cuts_prompts"))
-    for name, wanted in (("name", str), ("capabilities", Capabilities), *flags):
+    for name, wanted in (("name", str), ("key_mark", str), ("capabilities", Capabilities), *flags):
         value = get(found, name, None)
         if value is None and (static or name != "name"):
             continue
@@ -404,6 +409,8 @@ class Guarded(LLMProvider):
         plugin: The plugin's name.
         name: As configured.
         secrets: What no message may repeat.
+        api_key: Its key, where one is configured.
+        elsewhere: It is known not to run on this machine, whatever it says.
 
     Raises:
         PluginError: It breaks a rule already.
@@ -412,26 +419,65 @@ class Guarded(LLMProvider):
         provider: The plugin's own.
     """
 
-    def __init__(self, provider: Any, *, plugin: str, name: str, secrets: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        provider: Any,
+        *,
+        plugin: str,
+        name: str,
+        secrets: tuple[str, ...] = (),
+        api_key: str | None = None,
+        elsewhere: bool = False,
+    ) -> None:
         self.name = name
         self.provider = provider
         self._plugin = plugin
         self._secrets = secrets
+        self._elsewhere = elsewhere
         boundary = self._boundary()
         with boundary:
             boundary.refuse(next(iter(check_provider(provider)), None))
             self.capabilities = getattr(provider, "capabilities", None) or Capabilities()  # type: ignore[misc]
             self.reports_usage = getattr(provider, "reports_usage", None) is not False  # type: ignore[misc]
             self.cuts_prompts = getattr(provider, "cuts_prompts", None) is True  # type: ignore[misc]
+            # It goes into the log: whatever it is, no more of it than any key's mark.
+            self.key_mark = key_mark(getattr(provider, "key_mark", None) or api_key)
 
     def __repr__(self) -> str:
         return f"Guarded({type(self.provider).__name__}, name={self.name!r})"
 
     @property
     def local(self) -> bool:
-        """What the plugin says now."""
+        """What the plugin says now, unless it is known better."""
         with self._boundary():
-            return getattr(self.provider, "local", None) is True
+            return not self._elsewhere and getattr(self.provider, "local", None) is True
+
+    def is_local(self, model: str) -> bool:
+        """What the plugin says of this model, unless it is known better; see `LLMProvider.is_local`.
+
+        Raises:
+            PluginError: A rule was broken.
+        """
+        return not self._elsewhere and self._says("is_local", model, default=self.local)
+
+    def is_small(self, model: str) -> bool:
+        """What the plugin says; see `LLMProvider.is_small`.
+
+        Raises:
+            PluginError: A rule was broken.
+        """
+        return self._says("is_small", model, default=False)
+
+    def _says(self, method: str, model: str, *, default: bool) -> bool:
+        """What a method that a plugin need not have says of a model."""
+        boundary = self._boundary()
+        with boundary:
+            if not hasattr(self.provider, method):
+                return default
+            found = getattr(self.provider, method)(model)
+            if not isinstance(found, bool):
+                boundary.refuse(Problem("attributes", f"{method} gave {type(found).__name__}, not true or false"))
+            return cast("bool", found)
 
     def model_digest(self, model: str) -> str | None:
         """What the plugin says; see `LLMProvider.model_digest`.
@@ -503,7 +549,8 @@ class Guarded(LLMProvider):
         boundary = self._boundary()
         with boundary:
             models = boundary.sound(_checked_models(await self.provider.get_available_models()))
-            return [msgspec.structs.replace(model, provider=self.name) for model in models]
+        # Whether one is free is told in one place.
+        return [msgspec.structs.replace(model, provider=self.name, local=self.is_local(model.id)) for model in models]
 
     async def warm_up(self, model: str | None = None) -> None:
         """See `LLMProvider.warm_up`."""

@@ -16,7 +16,7 @@ import timeline
 from timeline.config import KINDS
 from timeline.entry_points import PROVIDERS, TOOLS, EntryPoint, installed
 from timeline.errors import ConfigError, MissingKey, NotFound, PluginError
-from timeline.providers.address import secrets_in
+from timeline.providers.address import is_loopback, secrets_in, split_url
 from timeline.providers.waiting import Timeouts
 
 if TYPE_CHECKING:
@@ -256,7 +256,12 @@ def _from_plugin(resolved: ResolvedProvider) -> Guarded:
     secrets = secrets_in((resolved.api_key,), {**resolved.headers, **texts})
     with Boundary(plugin, found.__module__, secrets):
         made = found(**_arguments(resolved, inspect.signature(found).parameters))
-    return Guarded(made, plugin=plugin, name=resolved.name, secrets=secrets)
+    address = resolved.base_url
+    # What the user says comes first, and nobody computes here what is asked for at another machine.
+    elsewhere = resolved.local is False or (address is not None and not is_loopback(split_url(address)[4]))
+    return Guarded(
+        made, plugin=plugin, name=resolved.name, secrets=secrets, api_key=resolved.api_key, elsewhere=elsewhere
+    )
 
 
 def _arguments(resolved: ResolvedProvider, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
@@ -279,7 +284,7 @@ def _arguments(resolved: ResolvedProvider, parameters: Mapping[str, inspect.Para
             own = ", ".join(name for name in declared if name not in SETTINGS) or "none"
             msg = f"{entry}.options.{name}: remove it, the plugin {plugin} takes other options ({own})"
             raise ConfigError(msg)
-        if name not in MEANT_FOR_US:
+        if name not in MEANT_FOR_US and not (name == "local" and resolved.local is False):
             msg = f"{entry}.{name}: remove it, the plugin {plugin} has no use for it"
             raise ConfigError(msg)
         del given[name]
