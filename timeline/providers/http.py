@@ -1,4 +1,4 @@
-"""The one place that knows httpx: a pooled client per provider, its time limits, and what its exceptions mean.
+"""A question over HTTP and its answer: one client per provider, its time limits, and nothing out of it but items and errors.
 
 Reads a body as it comes from the network, hands it to a framer and the provider's own
 parser, and yields their items from one async generator, so that a chunk costs one step of it.
@@ -11,7 +11,6 @@ import base64
 import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -20,22 +19,17 @@ import msgspec
 from timeline.errors import (
     BadResponse,
     BrokenStream,
-    ConfigError,
-    InvalidRequest,
     MissingKey,
     NetworkError,
     ProviderError,
-    ProviderTimeout,
 )
 from timeline.providers.address import header_value, is_loopback, key_mark, secrets_in, split_url
 from timeline.providers.base import UNREADABLE, Collector, Item, LLMProvider, LLMRequest, LLMResponse, utf8
 from timeline.providers.failures import Complaint, Head, Speaker
 from timeline.providers.framing import Framer, LineTooLong, SSEFramer
-from timeline.providers.waiting import Timeouts, Watch
+from timeline.providers.waiting import Timeouts, Watch, late, within
 
 if TYPE_CHECKING:
-    import ssl
-
     import httpx
 
 __all__ = ["HTTPProvider", "Head", "Parser", "Timeouts", "is_loopback", "last_items", "whole_items"]
@@ -66,78 +60,6 @@ class Parser(Protocol):
             BrokenStream: The answer isn't whole.
         """
         ...
-
-
-def late(name: str, what: str) -> ProviderTimeout:
-    """Something failed to come in time."""
-    return ProviderTimeout(f"{name} {what}: try again or raise the timeout", provider=name)
-
-
-def _within(what: str, limit: float | None) -> str:
-    return what if limit is None else f"{what} within {limit:g} s"
-
-
-def network_error(exc: Exception, speaker: Speaker, timeouts: Timeouts) -> ProviderError:  # noqa: PLR0911
-    """What an exception of httpx means; nothing of its own text is kept, which can hold header values."""
-    import httpx
-
-    name, where = speaker.name, speaker.address
-
-    def lost(why: str, advice: str, *, retryable: bool | None = None) -> NetworkError:
-        return NetworkError(f"{name} can't be reached at {where} ({why}): {advice}", provider=name, retryable=retryable)
-
-    match exc:
-        case httpx.ConnectTimeout() | httpx.PoolTimeout():
-            return late(name, _within(f"gave no connection at {where}", timeouts.connect))
-        case httpx.ReadTimeout():
-            return late(name, _within("sent no answer", timeouts.first_byte))
-        case httpx.WriteTimeout():
-            return late(name, _within("took no more of the request", timeouts.between_chunks))
-        case httpx.ProxyError():
-            return lost("the proxy refused", "check HTTPS_PROXY and NO_PROXY")
-        case httpx.LocalProtocolError():
-            return InvalidRequest(
-                f"the request to {name} holds a header that HTTP doesn't allow: check its key and headers",
-                provider=name,
-            )
-        case httpx.DecodingError():
-            return BadResponse(f"{name} sent a body that its encoding doesn't fit: try again", provider=name)
-        case httpx.ConnectError():
-            why, certificate = _connect_failure(exc)
-            if certificate:
-                return lost(why, "name the authority's certificate with ca_file", retryable=False)
-            return lost(why, speaker.unreachable_advice)
-        case httpx.RemoteProtocolError():
-            return lost("it closed the connection without an answer", "try again")
-    return NetworkError(f"{name} broke the connection to {where} off: try again", provider=name)
-
-
-def _connect_failure(exc: BaseException) -> tuple[str, bool]:
-    """Why no connection came about, and whether a certificate was the reason."""
-    import socket
-    import ssl
-
-    waiting: list[BaseException | None] = [exc]
-    why = "no connection"
-    while waiting:
-        cause = waiting.pop()
-        match cause:
-            case None:
-                continue
-            case ssl.SSLCertVerificationError():
-                return f"its certificate is not trusted: {cause.verify_message}", True
-            case ssl.SSLError():
-                return "TLS failed", False
-            case socket.gaierror():
-                return "the host name is not known", False
-            case ConnectionRefusedError():
-                return "connection refused", False
-            case BaseExceptionGroup():
-                waiting += cause.exceptions
-            case OSError(strerror=str() as text) if text:
-                why = text.lower()
-        waiting += (cause.__cause__, cause.__context__)
-    return why, False
 
 
 class _Mapped:
@@ -307,6 +229,8 @@ class HTTPProvider(LLMProvider):
 
     def network_error(self, exc: Exception) -> ProviderError:
         """What an exception of httpx means here."""
+        from timeline.providers.transport import network_error
+
         return network_error(exc, self._speaker, self.timeouts)
 
     def too_long(self) -> BadResponse:
@@ -366,14 +290,14 @@ class HTTPProvider(LLMProvider):
             with _MappedStream(self, watch, parser):
                 body, arrived = aiter(_body(response)), False
                 watch.allow(
-                    first and max(first - (time.perf_counter() - started), 0.001), _within("sent no answer", first)
+                    first and max(first - (time.perf_counter() - started), 0.001), within("sent no answer", first)
                 )
                 watch.wait()
                 async for data in body:
                     watch.waiting = None
                     if not arrived:
                         arrived = True
-                        watch.allow(between, _within("sent nothing more of its answer", between))
+                        watch.allow(between, within("sent nothing more of its answer", between))
                     for payload in framer.feed(data):
                         for item in parser.items(payload):
                             yield item
@@ -488,7 +412,7 @@ class HTTPProvider(LLMProvider):
                 finally:
                     await response.aclose()
         except TimeoutError:
-            raise late(self.name, _within("sent no whole answer", self.timeouts.total)) from None
+            raise late(self.name, within("sent no whole answer", self.timeouts.total)) from None
 
     async def _send(
         self, method: str, path: str, content: bytes | None, *, stream: bool, content_type: str = "application/json"
@@ -528,53 +452,12 @@ class HTTPProvider(LLMProvider):
         """The client of this event loop; connections can't move between loops."""
         loop = asyncio.get_running_loop()
         if self._client is None or self._client_loop is not loop:
-            self._client, self._client_loop = self._connect(), loop
+            from timeline.providers.transport import client
+
+            secure, direct = self.base_url.startswith("https:"), is_loopback(self.host)
+            self._client = client(self.name, secure=secure, direct=direct, ca_file=self._ca_file)
+            self._client_loop = loop
         return self._client
-
-    def _connect(self) -> httpx.AsyncClient:
-        from urllib.request import getproxies
-
-        import httpx
-
-        trust_env, secure = not is_loopback(self.host), self.base_url.startswith("https:")
-        trusted = self._trusted(trust_env=trust_env) if secure else None
-        http2 = secure and find_spec("h2") is not None
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=60.0)
-        transport: httpx.AsyncBaseTransport | None = None
-        # Where the environment names proxies, httpx knows which of them is for whom.
-        if not trust_env or not getproxies().keys() - {"no"}:
-            from timeline.providers.transport import DirectTransport
-
-            transport = DirectTransport(trusted, http2=http2, limits=limits)
-        try:
-            return httpx.AsyncClient(
-                verify=trusted or False,
-                http2=http2,
-                trust_env=trust_env,
-                transport=transport,
-                limits=limits,
-                headers={"user-agent": "llm-timeline"},
-            )
-        except (ImportError, ValueError, httpx.InvalidURL):
-            msg = "the proxy named in the environment can't be used: check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
-            raise ConfigError(msg) from None
-
-    def _trusted(self, *, trust_env: bool) -> ssl.SSLContext:
-        import ssl
-
-        import httpx
-
-        if self._ca_file is None:
-            try:
-                return httpx.create_ssl_context(trust_env=trust_env)
-            except OSError:
-                msg = "the certificates that SSL_CERT_FILE or SSL_CERT_DIR names can't be read: check the path"
-                raise ConfigError(msg) from None
-        try:
-            return ssl.create_default_context(cafile=self._ca_file)
-        except OSError:
-            msg = f"ca_file {self._ca_file} of {self.name} can't be read as PEM certificates: check the path"
-            raise ConfigError(msg) from None
 
     def _head(self, response: httpx.Response, model: str) -> Head:
         headers = {key.lower(): value for key, value in response.headers.items()}

@@ -1,23 +1,29 @@
-"""How bytes reach httpx: HTTP chunks that one read brought are given on as one.
+"""The client that providers ask with, how bytes reach it, and what its exceptions mean: what httpx leaves to its user.
 
 Servers put each few characters into an HTTP chunk of their own, and taking chunks apart is most of what a stream
-costs. This is a transport by httpx's and httpcore's public interfaces: connections, TLS, HTTP and the pool are theirs.
+costs. `DirectTransport` gives on as one what one read brought, by httpx's and
+httpcore's public interfaces: connections, TLS, HTTP and the pool are theirs.
 """
 
 from __future__ import annotations
 
 import re
+import socket
+import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from importlib.util import find_spec
+from typing import Any, cast
+from urllib.request import getproxies
 
 import httpcore
 import httpx
 
-if TYPE_CHECKING:
-    import ssl
+from timeline.errors import BadResponse, ConfigError, InvalidRequest, NetworkError, ProviderError
+from timeline.providers.failures import Speaker
+from timeline.providers.waiting import Timeouts, late, within
 
-__all__ = ["Coalescer", "DirectTransport"]
+__all__ = ["Coalescer", "DirectTransport", "client", "network_error"]
 
 # As h11 reads them: a line may end in a lone LF, and nothing but "chunked" makes a body chunked.
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -224,3 +230,113 @@ class DirectTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the pooled connections."""
         await self._pool.aclose()
+
+
+# ------------------------------------------------------------------ the client
+
+
+def client(name: str, *, secure: bool, direct: bool, ca_file: str | None) -> httpx.AsyncClient:
+    """The client of one provider: it keeps connections open, and follows no redirect.
+
+    Args:
+        name: The provider's, for messages.
+        secure: Whether it is asked by TLS.
+        direct: Never by a proxy, and with nothing of the environment: it is on this machine.
+        ca_file: PEM file of the authorities to trust instead of the usual ones.
+
+    Raises:
+        ConfigError: A certificate or a proxy can't be used.
+    """
+    trusted = _trusted(name, ca_file, trust_env=not direct) if secure else None
+    http2 = secure and find_spec("h2") is not None
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=60.0)
+    # Where the environment names proxies, httpx knows which of them is for whom.
+    proxied = not direct and getproxies().keys() - {"no"}
+    try:
+        return httpx.AsyncClient(
+            verify=trusted or False,
+            http2=http2,
+            trust_env=not direct,
+            transport=None if proxied else DirectTransport(trusted, http2=http2, limits=limits),
+            limits=limits,
+            headers={"user-agent": "llm-timeline"},
+        )
+    except (ImportError, ValueError, httpx.InvalidURL):
+        msg = "the proxy named in the environment can't be used: check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
+        raise ConfigError(msg) from None
+
+
+def _trusted(name: str, ca_file: str | None, *, trust_env: bool) -> ssl.SSLContext:
+    try:
+        if ca_file is None:
+            return httpx.create_ssl_context(trust_env=trust_env)
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError:
+        what = (
+            "the certificates that SSL_CERT_FILE or SSL_CERT_DIR names"
+            if ca_file is None
+            else f"ca_file {ca_file} of {name}"
+        )
+        msg = f"{what} can't be read as PEM certificates: check the path"
+        raise ConfigError(msg) from None
+
+
+# ------------------------------------------------------------------ what its exceptions mean
+
+
+def network_error(exc: Exception, speaker: Speaker, timeouts: Timeouts) -> ProviderError:  # noqa: PLR0911
+    """What an exception of httpx means; nothing of its own text is kept, which can hold header values."""
+    name, where = speaker.name, speaker.address
+
+    def lost(why: str, advice: str, *, retryable: bool | None = None) -> NetworkError:
+        return NetworkError(f"{name} can't be reached at {where} ({why}): {advice}", provider=name, retryable=retryable)
+
+    match exc:
+        case httpx.ConnectTimeout() | httpx.PoolTimeout():
+            return late(name, within(f"gave no connection at {where}", timeouts.connect))
+        case httpx.ReadTimeout():
+            return late(name, within("sent no answer", timeouts.first_byte))
+        case httpx.WriteTimeout():
+            return late(name, within("took no more of the request", timeouts.between_chunks))
+        case httpx.ProxyError():
+            return lost("the proxy refused", "check HTTPS_PROXY and NO_PROXY")
+        case httpx.LocalProtocolError():
+            return InvalidRequest(
+                f"the request to {name} holds a header that HTTP doesn't allow: check its key and headers",
+                provider=name,
+            )
+        case httpx.DecodingError():
+            return BadResponse(f"{name} sent a body that its encoding doesn't fit: try again", provider=name)
+        case httpx.ConnectError():
+            why, certificate = _connect_failure(exc)
+            if certificate:
+                return lost(why, "name the authority's certificate with ca_file", retryable=False)
+            return lost(why, speaker.unreachable_advice)
+        case httpx.RemoteProtocolError():
+            return lost("it closed the connection without an answer", "try again")
+    return NetworkError(f"{name} broke the connection to {where} off: try again", provider=name)
+
+
+def _connect_failure(exc: BaseException) -> tuple[str, bool]:
+    """Why no connection came about, and whether a certificate was the reason."""
+    waiting: list[BaseException | None] = [exc]
+    why = "no connection"
+    while waiting:
+        cause = waiting.pop()
+        match cause:
+            case None:
+                continue
+            case ssl.SSLCertVerificationError():
+                return f"its certificate is not trusted: {cause.verify_message}", True
+            case ssl.SSLError():
+                return "TLS failed", False
+            case socket.gaierror():
+                return "the host name is not known", False
+            case ConnectionRefusedError():
+                return "connection refused", False
+            case BaseExceptionGroup():
+                waiting += cause.exceptions
+            case OSError(strerror=str() as text) if text:
+                why = text.lower()
+        waiting += (cause.__cause__, cause.__context__)
+    return why, False

@@ -7,7 +7,9 @@ from typing import Any
 
 from msgspec import Struct
 
-__all__ = ["Timeouts", "Watch"]
+from timeline.errors import ProviderTimeout
+
+__all__ = ["Timeouts", "Watch", "late", "within"]
 
 TICKS = 16
 
@@ -26,6 +28,21 @@ class Timeouts(Struct, frozen=True):
     first_byte: float | None = 300.0
     between_chunks: float | None = 120.0
     total: float | None = 600.0
+
+
+def late(name: str, what: str) -> ProviderTimeout:
+    """Something failed to come from a provider in time.
+
+    Args:
+        name: The provider's.
+        what: What it did instead; see `within`.
+    """
+    return ProviderTimeout(f"{name} {what}: try again or raise the timeout", provider=name)
+
+
+def within(what: str, limit: float | None) -> str:
+    """What wasn't done, and in which time: seconds."""
+    return what if limit is None else f"{what} within {limit:g} s"
 
 
 class Watch:
