@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support import answers
-from support.answers import FOREVER, answer, batch, broken, delta, limited, refused, reset, stream, usage
+from support.answers import FOREVER, answer, batch, broken, delta, event, limited, refused, reset, stream, usage
 from support.command import Backend, Home, Process
 from support.loopback import Reply, free_port
 
@@ -454,6 +454,24 @@ def test_an_answer_cut_off_by_the_limit_says_so(home: Home, backend: Backend) ->
 
     assert (0, "Hel\n", "length") == (result.code, result.out, home.end()["data"]["finish_reason"])
     assert "cut off" in result.err
+
+
+def test_tokens_told_beside_an_error_are_recorded_with_it(home: Home, backend: Backend) -> None:
+    counted = {"prompt_tokens": 9, "completion_tokens": 2}
+    backend.says(stream("Hello", event({"choices": [], "usage": counted, "error": {"message": "gone", "code": 502}})))
+
+    assert 1 == home.run("ask", "hi").code
+
+    data = home.end()["data"]
+    assert ({"input": 9, "output": 2}, "provider") == (data["usage"], data["usage_source"])
+
+
+def test_a_number_that_is_no_count_is_estimated(home: Home, backend: Backend) -> None:
+    backend.says(answer("Hello", tokens=(-5, 2)))
+
+    assert 0 == home.run("ask", "hi").code
+
+    assert "estimated" == home.end()["data"]["usage_source"]
 
 
 # ------------------------------------------------------------------ a server that breaks every stream off

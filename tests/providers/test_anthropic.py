@@ -8,6 +8,7 @@ import pytest
 from support.loopback import Reply, Server
 from support.recordings import KEY, recordings
 
+from timeline.errors import Overloaded
 from timeline.events import Usage
 from timeline.providers import (
     AnthropicProvider,
@@ -248,6 +249,32 @@ async def test_a_schema_is_a_tool_to_be_called_where_it_does_not():
 
 
 # ------------------------------------------------------------------ what comes out
+
+
+@pytest.mark.parametrize("strange", [-1, 1e30, "9"])
+async def test_a_strange_count_keeps_what_was_said_and_alone_is_no_report(strange):
+    begun = [block(0, type="text", text=""), delta(0, "text_delta", text="x")]
+    kept = await answer(start(input_tokens=9, output_tokens=1), *begun, *ending(output_tokens=strange))
+    alone = await answer(start(input_tokens=strange, output_tokens=1), *begun, *ending(output_tokens=5))
+    mended = await answer(start(input_tokens=strange), *begun, *ending(input_tokens=4, output_tokens=5))
+
+    assert (Usage(9, output=1), True) == (kept.usage, kept.usage_reported)
+    assert (Usage(), False) == (alone.usage, alone.usage_reported)
+    assert Usage(4, output=5) == mended.usage
+
+
+@pytest.mark.parametrize("kind", ["message_delta", "error", "message_stop"])
+async def test_what_an_event_tells_beside_its_error_is_not_lost(kind):
+    last = {"type": kind, "usage": {"output_tokens": 7}, "error": {"type": "overloaded_error", "message": "no"}}
+    async with Server(Reply.sse(start(input_tokens=9), block(0, type="text", text="x"), last)) as server:
+        provider = AnthropicProvider(KEY, server.url)
+        stream = provider.stream_request(LLMRequest("claude-x", USER))
+        items = [await anext(stream) for _ in range(3)]
+        with pytest.raises(Overloaded):
+            await anext(stream)
+        await provider.aclose()
+
+    assert [Usage(9), "x", Usage(9, output=7)] == [getattr(item, "text", None) or item.usage for item in items]
 
 
 async def test_usage_is_overwritten_and_nulls_keep_what_was_said():

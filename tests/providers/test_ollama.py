@@ -203,13 +203,15 @@ async def test_calls_in_several_lines_come_whole_and_are_numbered():
         ({"eval_count": 2}, Usage(output=2)),
         ({"prompt_eval_count": 9}, Usage(9)),
         ({}, None),
+        ({"prompt_eval_count": -1, "eval_count": 2}, None),
+        ({"prompt_eval_count": 9, "eval_count": "2"}, None),
     ],
 )
 async def test_totals_without_zeros(totals, usage):
     last = {key: value for key, value in DONE.items() if key != "eval_count"} | totals
     response, _ = await ask(Ollama(last, shown=show()))
 
-    assert (usage or Usage(), usage is not None, totals or None) == (
+    assert (usage or Usage(), usage is not None, totals if usage else None) == (
         response.usage,
         response.usage_reported,
         response.raw_usage,

@@ -437,6 +437,37 @@ async def test_usage_wherever_it_stands(payloads, usage):
     assert (usage or Usage(), usage is not None) == (response.usage, response.usage_reported)
 
 
+@pytest.mark.parametrize("strange", [-1, 1e30, "9", True, [9]], ids=str)
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
+async def test_what_can_be_no_count_is_no_report(name, strange):
+    counters = {"prompt_tokens": 9, "completion_tokens": 2, name: strange}
+    response = await answer(chunk({"content": "x"}, "stop", usage=counters))
+
+    assert ("x", Usage(), False, None) == (
+        response.content,
+        response.usage,
+        response.usage_reported,
+        response.raw_usage,
+    )
+
+
+async def test_a_report_without_any_count_is_none():
+    assert not (await answer(chunk({"content": "x"}, "stop", usage={"cost": 0.1}))).usage_reported
+
+
+async def test_a_report_with_a_strange_detail_counts():
+    told = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": -5}}
+
+    assert Usage(9, output=2) == (await answer(chunk({"content": "x"}, "stop", usage=told))).usage
+
+
+async def test_a_strange_count_leaves_the_sound_report_before_it():
+    sound, strange = {"prompt_tokens": 9, "completion_tokens": 2}, {"prompt_tokens": 9, "completion_tokens": -2}
+    response = await answer(chunk({"content": "x"}, usage=sound), chunk({}, "stop", usage=strange))
+
+    assert (Usage(9, output=2), sound) == (response.usage, response.raw_usage)
+
+
 async def test_thoughts_of_gemini_are_counted_where_the_answer_names_no_model():
     counted = chunk({}, "stop", usage={"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 52})
 

@@ -30,9 +30,10 @@ from timeline.providers.base import (
     OpaquePart,
     TextPart,
     UsageReport,
+    up_to,
     utf8,
 )
-from timeline.providers.counters import count
+from timeline.providers.counters import count, is_count, is_told
 from timeline.providers.failures import Complaint
 from timeline.providers.http import Head, HTTPProvider, Parser
 from timeline.providers.waiting import Timeouts
@@ -79,6 +80,9 @@ _FINISH: dict[str, FinishReason] = {
     "compaction": "pause",
     "refusal": "content_filter",
 }
+
+
+_COUNTED = ("input_tokens", "output_tokens")
 
 
 def read_usage(raw: Mapping[str, Any]) -> Usage:
@@ -139,7 +143,11 @@ class MessagesParser:
             if delta.text.__class__ is str and delta.type == "text_delta":
                 return (Delta(delta.text),) if delta.text else ()
             return self._grow(event.index, delta)
-        return self._other(event, payload)
+        if event.error is None:
+            return self._other(event, payload)
+        # What the event tells besides, its usage above all, counts all the same.
+        failure = self._head.error(Complaint.of(msgspec.json.decode(utf8(payload))))
+        return up_to(failure, self._overwrite(event.usage))
 
     def end(self) -> Iterable[Item]:
         """At end of file; see `Parser.end`."""
@@ -166,7 +174,7 @@ class MessagesParser:
                 return self._finish()
             case "message":
                 return self._whole(msgspec.json.decode(utf8(payload)))
-            case _ if event.type == "error" or event.error is not None:
+            case "error":
                 raise self._head.error(Complaint.of(msgspec.json.decode(utf8(payload))))
             case None:
                 raise self._head.bad(payload, what="what is no event of its format")
@@ -252,14 +260,17 @@ class MessagesParser:
         return ()
 
     def _overwrite(self, usage: Any) -> Iterable[Item]:
-        """Counters overwrite; a null or missing one keeps what `message_start` said."""
+        """Counters overwrite; a null, missing or strange one keeps what `message_start` said."""
         if not isinstance(usage, dict):
             return ()
         merged = {**self._usage, **{key: value for key, value in usage.items() if value is not None}}
+        for key in _COUNTED:
+            if is_count(self._usage.get(key)) and not is_count(merged[key]):
+                merged[key] = self._usage[key]
         if merged == self._usage:
             return ()
         self._usage = merged
-        return (UsageReport(read_usage(merged), merged),)
+        return (UsageReport(read_usage(merged), merged),) if is_told(merged, *_COUNTED) else ()
 
     def _finish(self) -> Iterable[Item]:
         self.done = True

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Struct
 
+from timeline.errors import ProviderError
 from timeline.events import DeltaKind, RateLimit, Usage
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "UsageReport",
     "collect",
     "parse_arguments",
+    "up_to",
     "utf8",
 ]
 
@@ -416,6 +418,16 @@ def utf8(payload: bytes) -> bytes:
     having. So do browsers read a stream (https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream).
     """
     return payload.decode("utf-8", "replace").encode()
+
+
+def up_to(failure: ProviderError, items: Iterable[Item]) -> Iterator[Item]:
+    """What came together with a failure, then the failure.
+
+    Raises:
+        ProviderError: The failure.
+    """
+    yield from items
+    raise failure
 
 
 class Collector:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from timeline.events import Usage
 
-__all__ = ["chat_usage", "count"]
+__all__ = ["chat_usage", "count", "is_count", "is_told"]
 
 _MOST = 2**53
 """More tokens than anybody has counted: what is larger is no count."""
@@ -21,18 +21,38 @@ def count(counters: Any, name: str) -> int:
         name: The counter's key.
     """
     value = counters.get(name) if isinstance(counters, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
-        return 0
-    return int(value)
+    return int(value) if is_count(value) else 0
 
 
-def chat_usage(raw: Mapping[str, Any], model: str | None = None) -> Usage:
+def is_count(value: Any) -> TypeGuard[int | float]:
+    """Whether somebody can have counted so many."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= _MOST
+
+
+def is_told(counters: Mapping[str, Any], *names: str) -> bool:
+    """Whether prompt or answer was counted: at least one of these stands there, and none as what can't be a count.
+
+    What a server says of a strange number, or of none, is no zero: nobody knows.
+    """
+    found = [counters[name] for name in names if counters.get(name) is not None]
+    return bool(found) and all(map(is_count, found))
+
+
+_CHAT = ("prompt_tokens", "input_tokens", "completion_tokens", "output_tokens")
+
+
+def chat_usage(raw: Mapping[str, Any], model: str | None = None) -> Usage | None:
     """OpenAI's counters made disjoint: `prompt_tokens` includes the cached ones.
 
     Args:
         raw: The counters as they came.
         model: Who answered, or was asked: Gemini counts its thoughts in the total alone.
+
+    Returns:
+        None where they tell nothing of prompt and answer, or what can't be.
     """
+    if not is_told(raw, *_CHAT):
+        return None
     prompt_details, output_details = raw.get("prompt_tokens_details"), raw.get("completion_tokens_details")
     prompt = count(raw, "prompt_tokens") or count(raw, "input_tokens")
     output = count(raw, "completion_tokens") or count(raw, "output_tokens")

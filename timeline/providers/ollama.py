@@ -32,7 +32,7 @@ from timeline.providers.base import (
     UsageReport,
     utf8,
 )
-from timeline.providers.counters import count
+from timeline.providers.counters import count, is_told
 from timeline.providers.failures import Complaint
 from timeline.providers.framing import Framer, NDJSONFramer
 from timeline.providers.http import Head, HTTPProvider, Parser
@@ -146,7 +146,7 @@ class ChatLineParser:
             self._remote.add(self._head.model)
         totals = msgspec.json.decode(utf8(payload))
         raw = {key: value for key, value in totals.items() if key not in _NOT_USAGE}
-        if "prompt_eval_count" in raw or "eval_count" in raw:
+        if is_told(raw, "prompt_eval_count", "eval_count"):
             # A zero is left out, so a missing one of the two is zero.
             yield UsageReport(Usage(input=count(raw, "prompt_eval_count"), output=count(raw, "eval_count")), raw)
         raw_reason = totals.get("done_reason")

@@ -7,13 +7,12 @@ where it is dealt with.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Struct
 
-from timeline.errors import ProviderError
 from timeline.providers.base import (
     UNREADABLE,
     Capabilities,
@@ -25,6 +24,7 @@ from timeline.providers.base import (
     ModelInfo,
     OpaquePart,
     UsageReport,
+    up_to,
     utf8,
 )
 from timeline.providers.chat_format import Kept, chat_messages, is_strict, put_in_words
@@ -247,14 +247,15 @@ class ChatParser:
                 self._request_id = groq.id
         if usage and usage != self._usage and isinstance(usage, dict):
             self._usage = usage
-            items.append(UsageReport(chat_usage(usage, chunk.model or self._model or self._head.model), usage))
+            read = chat_usage(usage, chunk.model or self._model or self._head.model)
+            items += () if read is None else (UsageReport(read, usage),)
         if not error:
             return items
         failure = self._head.error(Complaint.of({"error": error}))
         if not items:
             raise failure
         # What the chunk told besides, its usage above all, counts all the same.
-        return _up_to(failure, items)
+        return up_to(failure, items)
 
     def _read_strange(self, payload: bytes) -> None:
         """What has no choices: often an error that doesn't stand under that name, as vLLM's."""
@@ -286,11 +287,6 @@ class ChatParser:
     def _opaque(self) -> tuple[OpaquePart, ...]:
         block = self._kept.block()
         return (OpaquePart(self._head.speaker.name, block),) if block and self._calls else ()
-
-
-def _up_to(failure: ProviderError, items: list[Item]) -> Iterator[Item]:
-    yield from items
-    raise failure
 
 
 def _only_text(payload: bytes) -> str | None:
