@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from timeline.events import RateLimit
 from timeline.providers.failures import Complaint, Speaker, error_from
 
 NOW = 1_700_000_000_000_000
@@ -117,6 +118,51 @@ def said(message, **more):
         (400, said("Your request exceeded model token limit: 8192"), "context_too_long", False),
         (413, said("Body too large. Max size: 8000 tokens.", code="tokens_limit_reached"), "context_too_long", False),
         (400, said("litellm.ContextWindowExceededError: …", code="400"), "context_too_long", False),
+        (413, said("Request too large for model `x` on tokens per minute: Limit 8000"), "context_too_long", False),
+        (429, said("Request too large for x on TPM", code="rate_limit_exceeded"), "context_too_long", False),
+        (422, {"error": "`inputs` must have less than 4096 tokens. Given: 5000"}, "context_too_long", False),
+        (
+            400,
+            {"code": 20015, "message": "prompt_tokens (9) must be less than max_seq_len (8)."},
+            "context_too_long",
+            False,
+        ),
+        (400, said("This organization has been disabled."), "permission", False),
+        (400, said("Not supported.", code="model_not_supported"), "model_not_found", False),
+        (400, {"code": 20012, "message": "Model does not exist. Please check it."}, "model_not_found", False),
+        (400, {"errors": [{"message": "No such model @cf/x"}]}, "model_not_found", False),
+        (400, {"message": "The provided model identifier is invalid."}, "model_not_found", False),
+        (400, said("Invalid model name passed in model=x.", code="400"), "model_not_found", False),
+        (400, said("模型不存在，请检查模型代码。", code="1211"), "model_not_found", False),
+        (200, {"error": "Unexpected endpoint or method. (POST /chat/completions)"}, "model_not_found", False),
+        (
+            403,
+            {"code": "denied", "error": "Content violates usage guidelines. Failed check: X"},
+            "content_refused",
+            False,
+        ),
+        (400, said("May contain sensitive information.", code="SensitiveContentDetected"), "content_refused", False),
+        (400, said("litellm.ContentPolicyViolationError: …", code="400"), "content_refused", False),
+        (400, said("可能包含不安全或敏感内容", code="1301"), "content_refused", False),
+        (403, said("The free tier is exhausted", code="AllocationQuota.FreeTierOnly"), "quota_exhausted", False),
+        (403, said("An overdue balance.", code="AccountOverdueError"), "quota_exhausted", False),
+        (403, {"code": 30001, "message": "Sorry, your account balance is insufficient"}, "quota_exhausted", False),
+        (403, {"code": 403, "message": "not enough balance"}, "quota_exhausted", False),
+        (429, said("The model service has been paused.", code="SetLimitExceeded"), "quota_exhausted", False),
+        (429, [said("Your prepayment credits are depleted.", code=429)], "quota_exhausted", False),
+        (429, said("余额不足或无可用资源包,请充值。", code="1113"), "quota_exhausted", False),
+        (429, {"errors": [{"message": "you have used up your daily free allocation"}]}, "quota_exhausted", False),
+        (
+            429,
+            said("You exceeded your current quota: https://x/error-code#token-limit", code="insufficient_quota"),
+            "rate_limited",
+            True,
+        ),
+        (200, {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "x"}}, "quota_exhausted", False),
+        (200, {"base_resp": {"status_code": 1002, "status_msg": "x"}}, "rate_limited", True),
+        (200, {"base_resp": {"status_code": 7, "status_msg": "x"}}, "server", True),
+        (500, {"error": "model requires more system memory (5.6 GiB) than is available"}, "invalid_request", False),
+        (501, said("This server does not support chat", type="not_supported_error"), "invalid_request", False),
         (200, {"error": "over_capacity"}, "overloaded", True),
         (418, b"\xff\xfe", "invalid_request", False),
         (400, [said("first of a list")], "invalid_request", False),
@@ -157,6 +203,7 @@ def test_errors_have_their_place_in_the_tree(status, body, kind, retryable):
             "(it said: no route)",
         ),
         ({"type": "about:blank", "title": "Bad Gateway", "status": 400}, "invalid_request", "(it said: Bad Gateway)"),
+        ({"detail": {"error": "no such user"}}, "invalid_request", "(it said: no such user)"),
     ],
 )
 def test_what_a_gateway_passes_on_is_read_too(body, kind, words):
@@ -181,6 +228,16 @@ def test_retry_after_is_heeded_where_waiting_helps():
     assert 7.0 == mapped(503, b"", {"retry-after": "7"}).retry_after
     assert None is mapped(400, b"", {"retry-after": "7"}).retry_after
     assert None is mapped(200, said("x", type="overloaded_error"), {"retry-after": "7"}).retry_after
+
+
+def test_a_wait_and_limits_that_the_body_tells_are_heeded():
+    info = [{"@type": "google.rpc.Help"}, {"@type": "google.rpc.RetryInfo", "retryDelay": "57.5s"}]
+    waits = mapped(429, [said("You exceeded your current quota, check your plan", details=info)])
+    daily = mapped(429, said("free-models-per-day", metadata={"headers": {"X-RateLimit-Remaining": "0"}}))
+
+    assert ("rate_limited", 57.5, True) == (waits.kind, waits.retry_after, waits.retryable)
+    assert (RateLimit("requests", remaining=0),) == daily.rate_limits
+    assert 3.0 == mapped(200, said("x", code=429, metadata={"headers": {"Retry-After": 3}})).retry_after
 
 
 def test_an_error_carries_what_a_caller_needs():

@@ -703,6 +703,11 @@ async def test_a_choice_that_ends_in_an_error_is_one(choice, kind, status):
         ({"object": "error", "message": "no such", "code": 404}, "model_not_found", "no such"),
         ({"message": "Unauthorized", "code": 401}, "authentication", "Unauthorized"),
         ({"detail": "Too many", "status": 429}, "rate_limited", "Too many"),
+        (
+            {"choices": None, "usage": {"total_tokens": 0}, "base_resp": {"status_code": 1004, "status_msg": "login"}},
+            "authentication",
+            "login",
+        ),
     ],
 )
 async def test_an_error_that_is_not_called_one_is_no_empty_answer(payload, kind, said):

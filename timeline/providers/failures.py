@@ -2,12 +2,14 @@
 
 Pure: takes a status, headers and a body, gives back an error. Sources: the API references of OpenAI,
 Anthropic, Groq, Ollama and OpenRouter on errors, and what users of these, of Azure, Gemini, xAI,
-DeepSeek, Mistral, Together, Fireworks, Cerebras, Moonshot, DashScope and Zhipu report that they say.
+DeepSeek, Mistral, Together, Fireworks, Cerebras, Moonshot, DashScope, Zhipu, MiniMax, SiliconFlow and Volcengine report
+that they say.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Any
 
 import msgspec
@@ -31,7 +33,7 @@ from timeline.errors import (
 )
 from timeline.events import RateLimit
 from timeline.providers.base import UNREADABLE, utf8
-from timeline.providers.limits import Headers, rate_limits, request_id, retry_after, whole_number
+from timeline.providers.limits import Headers, rate_limits, request_id, retry_after, seconds, whole_number
 
 __all__ = ["Complaint", "Head", "Speaker", "error_from", "spell"]
 
@@ -46,12 +48,16 @@ class Complaint(Struct, frozen=True):
         words: Its `type`, `code` and the like, verbatim, most telling first.
         status: The status it states itself, as errors within a stream do.
         request_id: The request's id, where it stands in the body.
+        wait: Seconds to wait before it is asked again, where they stand beside the message.
+        headers: What would be the response's headers, where it tells them in the body.
     """
 
     message: str = ""
     words: tuple[str, ...] = ()
     status: int | None = None
     request_id: str | None = None
+    wait: float | None = None
+    headers: Headers = {}
 
     @classmethod
     def read(cls, body: bytes) -> Complaint:
@@ -77,24 +83,49 @@ class Complaint(Struct, frozen=True):
         if isinstance(inner, str) and inner.lstrip()[:1] == "{":
             # A gateway passes on what it was told as a text.
             return cls.read(inner.encode())
-        if not isinstance(inner, dict):
+        if isinstance(base := value.get("base_resp"), dict) and "error" not in value:
+            # MiniMax's, with a status of 200.
+            inner = {"message": base.get("status_msg"), "status": _MINIMAX.get(str(base.get("status_code")))}
+        elif not isinstance(inner, dict):
             inner = {**value, "message": inner if isinstance(inner, str) else value.get("message")}
         message = next((m for key in _SAYING if (m := _text(inner.get(key)))), "")
         code, kind = inner.get("code"), inner.get("type")
         numbers = (inner.get("status_code"), code, inner.get("status"), inner.get("http_status"))
         words = tuple(word for word in (code, kind, inner.get("status")) if isinstance(word, str) and word)
-        metadata = inner.get("metadata")
-        if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):
+        metadata, details, headers = inner.get("metadata"), inner.get("details"), {}
+        if isinstance(metadata, dict):
             # OpenRouter's own words for what its upstream said are always the same.
-            raw = cls.read(metadata["raw"].encode())
-            message, words = ": ".join(filter(None, (message, raw.message))), (*words, *raw.words)
+            if isinstance(metadata.get("raw"), str):
+                raw = cls.read(metadata["raw"].encode())
+                message, words = ": ".join(filter(None, (message, raw.message))), (*words, *raw.words)
+            if isinstance(metadata.get("headers"), dict):
+                headers = {name.lower(): str(each) for name, each in metadata["headers"].items()}
+        # Google's RetryInfo.
+        waits = [
+            each.get("retryDelay") for each in (details if isinstance(details, list) else ()) if isinstance(each, dict)
+        ]
         return cls(
             message,
             tuple(word for word in words if word != "error"),
             next((n for raw in numbers if (n := _status(raw))), None),
             outer_id if isinstance(outer_id, str) else None,
+            next((seconds(each) for each in waits if isinstance(each, str)), None),
+            headers,
         )
 
+
+_MINIMAX = {
+    "1001": 504,
+    "1002": 429,
+    "1004": 401,
+    "1008": 402,
+    "1026": 451,
+    "1027": 451,
+    "1039": 429,
+    "2013": 400,
+    "2049": 401,
+}
+"""Which status MiniMax's codes stand for. Source: its API reference, "Error codes"."""
 
 _EVENT = re.compile(rb"^data:[ \t]*(\{.*\})\s*$", re.MULTILINE)
 
@@ -113,7 +144,7 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(filter(None, map(_text, value)))
     if isinstance(value, dict):
-        return next((m for key in ("message", "msg", "detail") if (m := _text(value.get(key)))), "")
+        return next((m for key in ("message", "msg", "detail", "error") if (m := _text(value.get(key)))), "")
     return value if isinstance(value, str) else ""
 
 
@@ -132,13 +163,15 @@ _CONTEXT = re.compile(
     r"|prompt (?:is )?too long|input is too long|too many (?:input )?tokens|reduce the length of|model_context_window"
     r"|exceed(?:s|ed)? (?:the )?(?:max(?:imum)? )?context|exceed context limit|maximum prompt length"
     r"|input token count .{1,40}exceeds|`inputs` tokens|range of input length|exceeds max length|model token limit"
-    r"|tokens_limit_reached|contextwindowexceeded",
+    r"|tokens_limit_reached|contextwindowexceeded|`inputs` must have less than|must be less than max_seq_len",
     re.IGNORECASE,
 )
 _QUOTA = re.compile(
     r"insufficient_quota|credit_balance|spend_limit|usage_limit_exceeded|billing_|insufficient_credits|budget_exceeded"
     # Cerebras calls its limits per minute quotas.
     r"|(?<!token_)(?<!request_)quota_exceeded|exceeded_current_quota|blocked_api_access|arrearage"
+    r"|allocationquota\.free|accountoverdue|setlimitexceeded|credits are depleted|not enough balance|余额不足"
+    r"|balance is insufficient|daily free allocation"
     r"|credit balance is too low|exceeded your current quota|api usage limits|insufficient credits|insufficient balance"
     r"|spend(?:ing)? limit|available credits|\bany credits|call volume quota|reached your \w+ usage limit",
     re.IGNORECASE,
@@ -146,12 +179,14 @@ _QUOTA = re.compile(
 _CONTENT = re.compile(
     r"content_filter|content_policy|moderation_blocked|responsibleaipolicy|content management policy"
     r"|flagged as potentially violating|requires moderation|invalid_prompt|content filter|content exists risk"
-    r"|data_inspection_failed|inappropriate content",
+    r"|data_inspection_failed|inappropriate content|violates usage guidelines|contentpolicyviolation|sensitivecontent"
+    r"|敏感内容",
     re.IGNORECASE,
 )
 _NO_MODEL = re.compile(
     r"model_not_found|model_decommissioned|model_terms|model .{1,200} (?:not found|does not exist)|unknown model|invalid model id"
-    r"|not a valid model|model not exist|\binvalid_model\b|model_not_available",
+    r"|not a valid model|model not exist|model does not exist|\binvalid_model\b|model_not_available|model_not_supported"
+    r"|no such model|model identifier is invalid|invalid model name|模型不存在",
     re.IGNORECASE | re.DOTALL,
 )
 _BUSY = re.compile(
@@ -159,7 +194,9 @@ _BUSY = re.compile(
     re.IGNORECASE,
 )
 _KEY = re.compile(r"(?:incorrect|invalid) api key|api key (?:is )?(?:not valid|invalid)|api_key_invalid", re.IGNORECASE)
-_NOT_ALLOWED = re.compile(r"location is not supported|organization_restricted", re.IGNORECASE)
+_NOT_ALLOWED = re.compile(
+    r"location is not supported|organization_restricted|organization has been disabled", re.IGNORECASE
+)
 
 _STATUS_OF = {
     "invalid_request_error": 400,
@@ -192,20 +229,38 @@ _CLASS_OF = {
     429: RateLimited,
     451: ContentRefused,
     498: Overloaded,
+    501: InvalidRequest,
     503: Overloaded,
     504: ProviderTimeout,
     529: Overloaded,
 }
 
 
+_PLAIN: tuple[tuple[str, Container[int], type[ProviderError]], ...] = (
+    # OpenAI's and Groq's, of a request with more tokens than they allow in a minute: no wait helps.
+    ("request too large for ", (413, 429), ContextTooLong),
+    # DashScope says of its limits per minute that the quota is gone; the page it points to tells which they are.
+    ("error-code#token-limit", (429,), RateLimited),
+    # Ollama's.
+    ("requires more system memory", (500,), InvalidRequest),
+    # LM Studio's, with a status of 200.
+    ("unexpected endpoint or method", (404, 500), ModelNotFound),
+)
+"""What says more than the status does: a phrase, in small letters, the statuses it comes with, and what it means."""
+
+
 def _class_of(status: int, complaint: Complaint) -> type[ProviderError]:  # noqa: PLR0911 - a list of rules
     words = " ".join(complaint.words)
     said = f"{words} {complaint.message}"
     client_error = status // 100 == 4 or "invalid_request_error" in words  # noqa: PLR2004
+    for phrase, statuses, kind in _PLAIN:
+        if status in statuses and phrase in complaint.message.lower():
+            return kind
     if status == 402 or _QUOTA.search(words):  # noqa: PLR2004
         return QuotaExhausted
     # Gemini says of each limit that the quota is exceeded, and of those that pass how long to wait.
-    if status in (400, 403, 412, 429) and _QUOTA.search(said) and retry_after({}, complaint.message, 0) is None:
+    passes = complaint.wait is not None or retry_after({}, complaint.message, 0) is not None
+    if status in (400, 403, 412, 429) and _QUOTA.search(said) and not passes:
         return QuotaExhausted
     if status not in (401, 403, 404, 429, 498) and _CONTEXT.search(said):
         return ContextTooLong
@@ -294,7 +349,10 @@ def error_from(
         meant = next((_STATUS_OF[w] for w in complaint.words if w in _STATUS_OF), 500)
     kind = _class_of(meant, complaint)
     waits = kind in (RateLimited, Overloaded, ServerError, ProviderTimeout)
-    wait = retry_after({} if in_stream else headers, complaint.message, now) if waits else None
+    limits = {**complaint.headers, **headers}
+    wait = retry_after(complaint.headers if in_stream else limits, complaint.message, now) if waits else None
+    if waits and wait is None:
+        wait = complaint.wait
     said = speaker.quote(complaint.message)
     retryable: bool | None = None
     if not in_stream and kind is not QuotaExhausted:
@@ -307,7 +365,7 @@ def error_from(
         retry_after=wait,
         retryable=retryable,
         request_id=request_id(headers) or complaint.request_id,
-        rate_limits=rate_limits(headers, now),
+        rate_limits=rate_limits(limits, now),
     )
 
 

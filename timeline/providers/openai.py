@@ -197,7 +197,7 @@ class ChatParser:
                         items += filter(None, (self._call(_ToolCall(0, None, delta.function_call)),))
                 if choice.finish_reason:
                     self._read_reason(choice, chunk)
-        elif chunk.usage is None and chunk.error is None:
+        elif chunk.error is None:
             self._read_strange(payload)
         if self._model is None:
             self._model = chunk.model or None
@@ -258,9 +258,13 @@ class ChatParser:
         return up_to(failure, items)
 
     def _read_strange(self, payload: bytes) -> None:
-        """What has no choices: often an error that doesn't stand under that name, as vLLM's."""
+        """What has no choices: often an error that doesn't stand under that name, as vLLM's and MiniMax's."""
         value = msgspec.json.decode(utf8(payload))
-        if "choices" not in value and (value.get("object") == "error" or {"message", "detail"} & value.keys()):
+        base = value.get("base_resp")
+        failed = isinstance(base, dict) and bool(base.get("status_code"))
+        if failed or (
+            "choices" not in value and (value.get("object") == "error" or {"message", "detail"} & value.keys())
+        ):
             raise self._head.error(Complaint.of(value))
 
     def _finish(self) -> Iterable[Item]:
