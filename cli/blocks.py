@@ -181,11 +181,11 @@ def _draw_end(console: Console, turn: Turn, text: str, *, told: bool = False) ->
         console.print(Text(NOT_RECORDED, style="dim"))
     if turn.error is not None:
         message = output.harmless(turn.error.message, console)
-        console.print(Text.assemble((f"{drawn_with.failed} ", "bold red"), message), soft_wrap=True)
+        output.say(console, Text.assemble((f"{drawn_with.failed} ", "bold red"), message))
     elif turn.state == "interrupted":
         words = INTERRUPTED.get(turn.reason or "", "interrupted")
-        console.print(Text(f"{drawn_with.failed} {words}", style="yellow"), soft_wrap=True)
+        output.say(console, Text(f"{drawn_with.failed} {words}", style="yellow"))
     elif turn.state == "open":
         console.print(Text(f"{drawn_with.more} still running", style="yellow"))
     elif remarked := remark(turn, None if unknown else text):
-        console.print(Text(f"{drawn_with.more} {remarked}", style="yellow"), soft_wrap=True)
+        output.say(console, Text(f"{drawn_with.more} {remarked}", style="yellow"))

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from rich.console import Console
+    from rich.text import Text
 
 __all__ = [
+    "at_words",
     "columns",
     "distinct",
     "emit_json",
@@ -30,6 +32,7 @@ __all__ = [
     "json_errors",
     "notice",
     "rate",
+    "say",
     "seconds",
     "short_path",
     "stderr",
@@ -79,7 +82,38 @@ def notice(text: str) -> None:
     """A line on stderr, dimmed on a terminal."""
     from rich.text import Text
 
-    stderr().print(Text(harmless(text, stderr()), style="dim"), soft_wrap=True)
+    say(stderr(), Text(harmless(text, stderr()), style="dim"))
+
+
+def say(console: Console, sentence: Text) -> None:
+    """A sentence on a line of its own; on a terminal it goes on in the next one where a word has ended."""
+    if console.is_terminal:
+        # As long as it was: its styles stay where they are.
+        sentence.plain = at_words(sentence.plain, console.width)
+    console.print(sentence, soft_wrap=True)
+
+
+def at_words(text: str, width: int) -> str:
+    """The text with spaces turned into the ends of lines; a word that is longer than any, a path say, stays whole.
+
+    Args:
+        text: What.
+        width: Of a line, in cells.
+    """
+    from rich.cells import cell_len
+
+    broken = []
+    for line in text.split("\n"):
+        first, *others = line.split(" ")
+        whole, taken, begun = first, cell_len(first), bool(first)
+        for word in others:
+            cells = cell_len(word)
+            full = begun and bool(word) and taken + 1 + cells > width
+            whole += ("\n" if full else " ") + word
+            taken = cells if full else taken + 1 + cells
+            begun = begun or bool(word)
+        broken.append(whole)
+    return "\n".join(broken)
 
 
 def harmless(text: str, console: Console) -> str:
@@ -117,7 +151,7 @@ def fail(exc: TimelineError) -> int:
 
         # Where nobody is left to be told, the exit code still tells it.
         with contextlib.suppress(OSError):
-            stderr().print(Text.assemble(("Error: ", "bold red"), harmless(str(exc), stderr())), soft_wrap=True)
+            say(stderr(), Text.assemble(("Error: ", "bold red"), harmless(str(exc), stderr())))
     return exc.exit_code
 
 

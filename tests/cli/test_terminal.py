@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from support.answers import FOREVER, answer, delta, event, refused, stream, usage
 from support.command import Backend, Home, Zygote
-from support.terminal import Terminal
+from support.terminal import ESCAPE, Terminal
+from timeline_cli.output import at_words
 
 WORDS = [f"w{number:03}" for number in range(160)]
 ANSWERS = {
@@ -206,6 +207,39 @@ def test_tables_fit(long_names: Home, argv: tuple[str, ...], columns: int) -> No
             assert "3,703,701 " in terminal.text
             assert (columns == 60) == ("370,370,367 " in terminal.text)
             assert (columns == 40) == ("left out for the width: input;" in terminal.text)
+
+
+# ------------------------------------------------------------------ sentences
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+def test_sentences_break_between_words_and_never_in_a_path(home: Home, columns: int) -> None:
+    file = home.work / ("a-name-that-is-longer-than-any-line-of-this-terminal-can-be" * 2)
+    argv = ("ask", "hi", "-f", str(file))
+    with Terminal(home, *argv, columns=columns) as terminal:
+        assert 6 == terminal.wait()
+        lines = ESCAPE.sub(b"", terminal.raw).decode().rstrip().split("\r\n")
+
+    assert home.run(*argv).err.split() == " ".join(lines).split()
+    assert len(lines) > 2
+    assert all(len(line) <= columns or line == str(file) + ":" for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ""),
+        ("one two three", "one two\nthree"),
+        ("  one two three", "  one\ntwo\nthree"),
+        ("one\ntwo three four", "one\ntwo\nthree\nfour"),
+        ("a/path/that/is/long is", "a/path/that/is/long\nis"),
+        ("is a/path/that/is/long", "is\na/path/that/is/long"),
+        ("二三 四五 six", "二三\n四五 six"),
+        ("one  two", "one  two"),
+    ],
+)
+def test_a_sentence_is_broken_where_its_words_end(text: str, expected: str) -> None:
+    assert expected == at_words(text, 8)
 
 
 # ------------------------------------------------------------------ what else a terminal meets
