@@ -9,12 +9,14 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Coroutine
-from typing import Annotated, Any, Self, TypeVar
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
+from typer.main import get_command
 
 import timeline
 from timeline.errors import TimelineError, UsageError
@@ -116,6 +118,46 @@ def _register(words: list[str]) -> None:
             app.command(name)(runs)
 
 
+def _sparing(command: Any) -> Any:
+    """The command, its parameters taking as it is what needs no converting.
+
+    Typer converts everything with pydantic, text to text and nothing to nothing too, and that takes longer to import
+    than typer itself.
+    """
+    command.get_params = partial(_spared, command.get_params)
+    for each in getattr(command, "commands", {}).values():
+        _sparing(each)
+    return command
+
+
+def _spared(get_params: Callable[[Any], list[Any]], context: Any) -> list[Any]:
+    """What `Command.get_params` gives, `--help` included."""
+    parameters = get_params(context)
+    for parameter in parameters:
+        if not isinstance(parameter.process_value, partial):
+            parameter.process_value = partial(_taken, parameter, parameter.process_value)
+    return parameters
+
+
+def _taken(parameter: Any, convert: Callable[[Any, Any], Any], context: Any, value: Any) -> Any:
+    """What `Parameter.process_value` makes of a value."""
+    if not _is_ready(parameter, value):
+        return convert(context, value)
+    return parameter.callback(context, parameter, value) if parameter.callback else value
+
+
+def _is_ready(parameter: Any, value: Any) -> bool:
+    """Whether a value is what the command's function takes already."""
+    if value is None or value is parameter.default:
+        return not parameter.required
+    wanted = parameter.type_descriptor.annotation
+    if get_origin(wanted) is Literal:
+        return value in get_args(wanted)
+    if wanted == list[str]:
+        return bool(value) and all(isinstance(item, str) for item in value)
+    return wanted is str and isinstance(value, str)
+
+
 def run() -> int:
     """Run the command that `sys.argv` names.
 
@@ -126,7 +168,7 @@ def run() -> int:
     _register(sys.argv[1:])
     try:
         _check_words(sys.argv)
-        code = app(standalone_mode=False)
+        code = _sparing(get_command(app))(standalone_mode=False)
     except TimelineError as exc:
         return output.fail(exc)
     except typer.Abort:

@@ -1,0 +1,40 @@
+"""What a command imports before it does its work: most of its time is that, so what was saved has to stay saved."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from support.answers import answer
+from support.command import Backend, Home
+
+SLOW = ("pydantic", "httpx", "rich", "sqlalchemy")
+"""Each takes longer than all else that its command imports of ours."""
+
+
+def imported(home: Home, *argv: str) -> set[str]:
+    """The modules that a command imports."""
+    done = home.run(*argv, env={"PYTHONPROFILEIMPORTTIME": "1"}, fresh=True)
+
+    assert 0 == done.code, done.err
+    return set(re.findall(r"^import time:.*\| +(\S+)$", done.err, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("argv", "needed"),
+    {
+        ("--version",): (),
+        ("--help",): (),
+        ("config", "path"): (),
+        ("report", "--json", "--by", "model", "--since", "7d"): ("sqlalchemy",),
+        ("search", "why"): ("sqlalchemy", "rich"),
+        ("ask", "-m", "t:m", "why"): ("sqlalchemy", "httpx", "rich"),
+    }.items(),
+)
+def test_a_command_imports_nothing_slow_that_it_can_do_without(
+    home: Home, backend: Backend, argv: tuple[str, ...], needed: tuple[str, ...]
+) -> None:
+    backend.says(answer("Because"))
+    home.run("ask", "why")
+
+    assert {*needed} == imported(home, *argv) & {*SLOW}
