@@ -318,7 +318,7 @@ class _Engine:
         # Needed as soon as the model is loaded, and loaded meanwhile.
         import httpx  # noqa: F401
 
-        complaints: list[str] = []
+        said: list[str] = []
         with process.stdout or BytesIO() as output:
             for line in output:
                 if line.startswith(llama_process.READY):
@@ -332,8 +332,8 @@ class _Engine:
                         headers=EACH_BY_ITSELF,
                     )
                     return
-                complaints.append(line.decode("utf-8", "replace").strip())
-        raise ModelUnavailable(self._sentence(_reason(complaints, process.wait())))
+                said.append(line.decode("utf-8", "replace"))
+        raise ModelUnavailable(self._sentence(_reason("".join(said), process.wait())))
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], int]:
         """The process, and the end of a pipe that keeps it alive."""
@@ -396,17 +396,18 @@ def _end(process: subprocess.Popen[bytes], lifeline: int, owner: int) -> None:
     os.close(lifeline)
 
 
-def _reason(complaints: list[str], status: int) -> str:
+def _reason(said: str, status: int) -> str:
     """Why the process ended: llama.cpp's first complaint, or its own last words."""
-    for line in complaints:
+    # llama.cpp writes its log piece by piece, in a thread of its own: the last words may stand within a complaint.
+    before, failed, after = said.partition("\n" + llama_process.FAILED.decode())
+    why, _, rest = after.partition("\n")
+    for line in (before + rest).splitlines():
         # `0.00.054.901 E llama_model_load: error loading model: unknown model architecture: 'foo'`
-        _, is_error, text = line.partition(" E ")
+        _, is_error, text = line.strip().partition(" E ")
         if is_error:
             return text.partition(": ")[2].strip() or text
-    for line in complaints:
-        if line.startswith(llama_process.FAILED.decode()):
-            why = line.removeprefix(llama_process.FAILED.decode())
-            return f"{why}, which Debian and Ubuntu have in the package libgomp1" if "libgomp" in why else why
+    if failed:
+        return f"{why}, which Debian and Ubuntu have in the package libgomp1" if "libgomp" in why else why
     return f"its process {_how(status)}"
 
 

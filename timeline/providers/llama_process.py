@@ -124,7 +124,8 @@ def main() -> None:
         server = start(settings)
     except (ImportError, RuntimeError, ValueError) as exc:
         os.write(1, b"\n" + FAILED + " ".join(str(exc).split()).encode() + b"\n")
-        os._exit(1)
+        # With the destructors: a thread of llama.cpp's writes its log, and its complaint may not be written yet.
+        sys.exit(1)
     os.write(1, b"\n" + READY + server.listening_address.encode() + b"\n")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
