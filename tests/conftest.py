@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from support.command import Backend, Home, Zygote
 from support.local_model import LlamaServer, fetched_models
+
+from timeline.providers import EmbeddedProvider
 
 
 def in_memory() -> None:
@@ -65,6 +68,14 @@ def home(tmp_path: Path, zygote: Zygote, backend: Backend) -> Iterator[Home]:
 def models_dir() -> Path:
     """A models folder that holds the real local model; outside of the repository, fetched once."""
     return fetched_models()
+
+
+@pytest.fixture(scope="session")
+def loaded_model(models_dir: Path) -> Iterator[EmbeddedProvider]:
+    """The local model, loaded at most once; for tests that leave it as it was, or able to be loaded anew."""
+    made = EmbeddedProvider(models_dir=models_dir)
+    yield made
+    asyncio.run(made.aclose())
 
 
 @pytest.fixture(scope="session")

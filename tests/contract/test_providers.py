@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from support.answers import FOREVER
 from support.command import Backend
 from support.loopback import Reply, Request, free_port
 
-from timeline.config.paths import find_paths
 from timeline.errors import NetworkError
 from timeline.providers import (
     AnthropicProvider,
@@ -178,20 +178,37 @@ class TestScripted(ProviderContract):
         return WEATHER
 
 
+class Kept(EmbeddedProvider):
+    """The other one, which keeps its model loaded when this is closed."""
+
+    def __init__(self, other: EmbeddedProvider) -> None:
+        self.__dict__ = other.__dict__
+
+    async def aclose(self) -> None:
+        pass
+
+
 @pytest.mark.model
 @pytest.mark.slow
 class TestEmbedded(ProviderContract):
     model = "smollm2"
     patience = 20.0
+    closes = False
 
     @pytest.fixture(autouse=True)
-    def _folder(self) -> None:
-        pytest.importorskip("xllamacpp")
-        # Where the program keeps its models: a real one is fetched once.
-        self.folder = find_paths().models_dir
+    def _loaded(self, models_dir: Path, loaded_model: EmbeddedProvider) -> None:
+        self.folder = models_dir
+        self.loaded = loaded_model
 
     def provider(self) -> LLMProvider:
-        return EmbeddedProvider({"smollm2": None}, models_dir=self.folder)
+        return EmbeddedProvider(models_dir=self.folder) if self.closes else Kept(self.loaded)
 
     def unreachable(self) -> LLMProvider:
         return EmbeddedProvider({"smollm2": str(self.folder / "no-such.gguf")}, models_dir=self.folder)
+
+    def request(self) -> LLMRequest:
+        return LLMRequest(self.model, (Message("user", "Say hello."),), max_tokens=6)
+
+    def test_it_warms_up_and_closes(self) -> None:
+        self.closes = True
+        super().test_it_warms_up_and_closes()

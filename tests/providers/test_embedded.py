@@ -24,15 +24,13 @@ ENDLESS = {"text": "Count to ten thousand.", "extra": {"ignore_eos": True}, "max
 
 
 def asking(text=QUESTION, **more):
-    return LLMRequest(model="smollm2", messages=[{"role": "user", "content": text}], **{"max_tokens": 14, **more})
+    return LLMRequest(model="smollm2", messages=[{"role": "user", "content": text}], **{"max_tokens": 6, **more})
 
 
-@pytest.fixture(scope="module")
-def provider(models_dir):
-    """One provider for all tests that leave it as it was."""
-    made = EmbeddedProvider(models_dir=models_dir)
-    yield made
-    asyncio.run(made.aclose())
+@pytest.fixture
+def provider(loaded_model):
+    """One provider for all tests that leave it as it was, or able to load its model anew."""
+    return loaded_model
 
 
 @pytest.fixture
@@ -47,6 +45,12 @@ def engines():
     """The processes that run llama.cpp for this one, the latest last."""
     found = [child for child in psutil.Process().children() if "llama_process.py" in " ".join(child.cmdline())]
     return sorted(found, key=psutil.Process.create_time)
+
+
+async def engine_of(provider):
+    """The process that runs llama.cpp for this provider, which is loaded."""
+    await provider.load()
+    return psutil.Process(provider._engines["smollm2"]._process.pid)
 
 
 async def until(condition):
@@ -73,7 +77,7 @@ async def test_a_stream_is_text_then_usage_then_one_finish(provider):
     assert [Finish] == [type(item) for item in items if not isinstance(item, Delta | UsageReport)]
     assert isinstance(items[-1], Finish)
     assert "smollm2" == items[-1].model
-    assert sum(isinstance(item, Delta) for item in items) > 5
+    assert sum(isinstance(item, Delta) for item in items) > 3
 
 
 @model
@@ -211,13 +215,12 @@ async def test_closing_while_it_loads_says_so_to_who_waits(own):
 
 
 @model
-async def test_closed_it_gives_its_memory_back_and_loads_anew_when_asked(own):
-    before = engines()
-    await own.load()
-    await own.aclose()
+async def test_closed_it_gives_its_memory_back_and_loads_anew_when_asked(provider):
+    engine = await engine_of(provider)
+    await provider.aclose()
 
-    assert before == engines()
-    assert (await own.make_request(asking(max_tokens=1))).content
+    assert not engine.is_running()
+    assert (await provider.make_request(asking(max_tokens=1))).content
 
 
 @model
@@ -249,23 +252,26 @@ async def test_a_file_of_ones_own_is_run_under_its_own_name(models_dir):
 
 
 @model
-async def test_closing_the_stream_stops_the_generation(own):
-    async with aclosing(own.stream_request(asking(**ENDLESS))) as items:
+async def test_closing_the_stream_stops_the_generation(provider):
+    engine = await engine_of(provider)
+    async with aclosing(provider.stream_request(asking(**ENDLESS))) as items:
         async for item in items:
             if isinstance(item, Delta):
                 break
-    engine = engines()[-1]
     async with asyncio.timeout(20):
         await at_rest(engine)
 
 
 @model
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("request_", [asking(**ENDLESS), asking("word " * 6000)], ids=["generating", "reading"])
-async def test_cancelling_stops_whatever_it_does(own, stream, request_):
-    await own.load()
-    engine = engines()[-1]
-    task = asyncio.create_task(collect(own.stream_request(request_)) if stream else own.make_request(request_))
+@pytest.mark.parametrize(
+    ("request_", "stream"),
+    [(asking(**ENDLESS), True), (asking(**ENDLESS), False), (asking("word " * 6000), True)],
+    ids=["streaming", "generating as a whole", "reading"],
+)
+async def test_cancelling_stops_whatever_it_does(provider, stream, request_):
+    engine = await engine_of(provider)
+    ask = collect(provider.stream_request(request_)) if stream else provider.make_request(request_)
+    task = asyncio.create_task(ask)
     start = sum(engine.cpu_times()[:2])
     await until(lambda: sum(engine.cpu_times()[:2]) > start + 0.3)
     task.cancel()
@@ -274,16 +280,15 @@ async def test_cancelling_stops_whatever_it_does(own, stream, request_):
     async with asyncio.timeout(20):
         await at_rest(engine)
 
-    assert (await own.make_request(asking(max_tokens=1))).content
+    assert (await provider.make_request(asking(max_tokens=1))).content
 
 
 @model
-async def test_a_model_whose_process_died_is_loaded_anew(own):
-    await own.load()
-    first = engines()[-1]
+async def test_a_model_whose_process_died_is_loaded_anew(provider):
+    first = await engine_of(provider)
 
     async def read():
-        async with aclosing(own.stream_request(asking(**ENDLESS))) as items:
+        async with aclosing(provider.stream_request(asking(**ENDLESS))) as items:
             async for _ in items:
                 first.kill()
 
@@ -291,11 +296,11 @@ async def test_a_model_whose_process_died_is_loaded_anew(own):
         ProviderError, match="the process of the embedded model smollm2 was ended by signal 9: ask"
     ) as caught:
         await read()
-    answer = await own.make_request(asking(max_tokens=1))
+    answer = await provider.make_request(asking(max_tokens=1))
 
     assert caught.value.retryable
     assert answer.content
-    assert first.pid != engines()[-1].pid
+    assert first.pid != (await engine_of(provider)).pid
 
 
 # ------------------------------------------------------------------ what can't be run
@@ -365,11 +370,10 @@ def test_naming_the_provider_loads_nothing_slow():
 
 
 @model
-async def test_the_server_listens_on_loopback_alone_and_asks_for_a_key_that_nobody_can_read(own):
+async def test_the_server_listens_on_loopback_alone_and_asks_for_a_key_that_nobody_can_read(provider):
     import httpx
 
-    await own.load()
-    engine = engines()[-1]
+    engine = await engine_of(provider)
     listening = [c.laddr for c in engine.net_connections() if c.status == psutil.CONN_LISTEN]
     async with httpx.AsyncClient(trust_env=False, base_url=f"http://127.0.0.1:{listening[0].port}") as client:
         answers = [
@@ -378,31 +382,38 @@ async def test_the_server_listens_on_loopback_alone_and_asks_for_a_key_that_nobo
             await client.get("/props"),
             await client.get("/slots"),
         ]
-    key = own._engines["smollm2"].server._api_key
+    key = provider._engines["smollm2"].server._api_key
 
     assert ["127.0.0.1"] == [address.ip for address in listening]
     assert [401] * 4 == [answer.status_code for answer in answers]
     assert len(key) > 40
     assert key not in " ".join(engine.cmdline())
     assert key not in str(engine.environ())
-    assert key not in repr(vars(own))
+    assert key not in repr(vars(provider))
 
 
 @model
-async def test_a_fork_of_this_process_leaves_the_model_alone_when_it_ends(own):
-    await own.load()
+async def test_a_fork_of_this_process_leaves_the_model_alone_when_it_ends(provider):
+    await provider.load()
     pid = os.fork()
     if pid == 0:
         # As the interpreter's own end would run it.
-        own._engines["smollm2"]._end()
+        provider._engines["smollm2"]._end()
         os._exit(0)
     await asyncio.to_thread(os.waitpid, pid, 0)
 
-    assert (await own.make_request(asking(max_tokens=1))).content
+    assert (await provider.make_request(asking(max_tokens=1))).content
 
 
 @model
-async def test_threads_that_wait_for_one_another_are_told_to_sleep_soon(own):
-    await own.load()
+async def test_threads_that_wait_for_one_another_are_told_to_sleep_soon(provider):
+    engine = await engine_of(provider)
 
-    assert os.environ.get("GOMP_SPINCOUNT", "1000") == engines()[-1].environ()["GOMP_SPINCOUNT"]
+    assert os.environ.get("GOMP_SPINCOUNT", "1000") == engine.environ()["GOMP_SPINCOUNT"]
+
+
+@model
+async def test_ctrl_c_at_the_terminal_is_for_the_program_alone(provider):
+    engine = await engine_of(provider)
+
+    assert os.getpgid(os.getpid()) != os.getpgid(engine.pid)

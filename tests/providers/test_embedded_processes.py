@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import signal
 import subprocess
 import sys
 
 import psutil
 import pytest
+from support.processes import together
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -116,32 +115,20 @@ def test_a_killed_program_leaves_no_process_behind(program, what):
     assert gone(engines)
 
 
-def test_ctrl_c_at_the_terminal_is_for_the_program_alone(program):
-    process, [engine] = program("stream")
-
-    assert os.getpgid(process.pid) != os.getpgid(engine.pid)
-
-
 MANY = """
-import asyncio, sys
 from pathlib import Path
 from timeline.providers import EmbeddedProvider, LLMRequest
 
-async def main():
-    provider = EmbeddedProvider(models_dir=Path(sys.argv[1]))
-    request = LLMRequest(model="smollm2", messages=[{"role": "user", "content": "Say hello."}], max_tokens=5)
+async def main(number):
+    provider = EmbeddedProvider(models_dir=Path({folder!r}))
+    request = LLMRequest(model="smollm2", messages=[{{"role": "user", "content": "Say hello."}}], max_tokens=2)
     answer = await provider.make_request(request)
     await provider.aclose()
-    print(answer.tokens_output)
-
-asyncio.run(main())
+    return answer.tokens_output
 """
 
 
-async def test_many_processes_at_once_all_get_their_answer(models_dir):
-    command = (sys.executable, "-c", MANY, str(models_dir))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    processes = [await asyncio.create_subprocess_exec(*command, **pipes) for _ in range(4)]
-    ended = await asyncio.gather(*(process.communicate() for process in processes))
+def test_many_processes_at_once_all_get_their_answer(models_dir):
+    ended = together(4, MANY.format(folder=str(models_dir)))
 
-    assert [(b"5\n", b"")] * 4 == ended
+    assert [{"ok": 2}] * 4 == ended

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.model, pytest.mark.slow]
 QUESTION = "Name three colours of the rainbow."
 SCHEMA = {
     "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 12}, "population": {"type": "integer", "maximum": 10**9}},
+    "properties": {"city": {"type": "string", "maxLength": 5}, "population": {"type": "integer", "maximum": 9}},
     "required": ["city", "population"],
     "additionalProperties": False,
 }
@@ -50,7 +50,7 @@ def asking(text=QUESTION, **more):
     return LLMRequest(
         model="smollm2",
         messages=[{"role": "user", "content": text}],
-        **{"max_tokens": 16, "temperature": 0.0, "seed": 1, **more},
+        **{"max_tokens": 6, "temperature": 0.0, "seed": 1, **more},
     )
 
 
@@ -58,7 +58,7 @@ async def raw(llama_server, **more):
     """The same question, asked without any adapter."""
     body = {
         "messages": [{"role": "user", "content": QUESTION}],
-        "max_tokens": 16,
+        "max_tokens": 6,
         "temperature": 0.0,
         "seed": 1,
         "cache_prompt": False,
@@ -76,7 +76,7 @@ async def test_a_stream_gives_the_text_tokens_and_finish_that_the_server_reports
     reports = [item for item in items if isinstance(item, UsageReport)]
 
     assert told["choices"][0]["message"]["content"] == "".join(delta.text for delta in deltas)
-    assert len(deltas) > 5
+    assert len(deltas) > 3
     assert Usage(input=told["usage"]["prompt_tokens"], output=told["usage"]["completion_tokens"]) == reports[-1].usage
     assert told["usage"] == reports[-1].raw
     assert isinstance(items[-1], Finish)
@@ -123,7 +123,7 @@ async def test_prompt_tokens_from_the_cache_are_counted_apart(provider, either):
 
 
 async def test_an_answer_follows_its_schema_streamed_and_whole(provider):
-    request = asking("Tell me about Paris.", response_schema=SCHEMA, max_tokens=200)
+    request = asking("Paris", response_schema=SCHEMA, max_tokens=200)
     for answer in (await provider.make_request(request), await collect(provider.stream_request(request))):
         value = json.loads(answer.content)
 
