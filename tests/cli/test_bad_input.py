@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -20,8 +21,6 @@ from timeline_cli.options import MOST
 
 from timeline.config import MOST_TOKENS
 
-AT_ONCE = 3
-"""Interpreters that start side by side."""
 LOOKING = (
     ("replay", "last"),
     ("sessions", "list"),
@@ -142,18 +141,37 @@ def test_help_and_version_need_nothing(home: Home) -> None:
     assert not home.store.exists()
 
 
-@pytest.mark.slow
+EACH = """
+import contextlib, json, os, sys, tempfile
+import timeline_cli, timeline_cli.app
+with contextlib.suppress(ImportError):
+    # What typer imports when it reads a command line, whatever the command.
+    import pydantic.type_adapter, typer._adapters
+shown = {}
+for name, place in timeline_cli.app.COMMANDS.items():
+    assert "timeline_cli." + place.partition(".")[0] not in sys.modules
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        if not (pid := os.fork()):
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            sys.argv = ["timeline", name, "--help"]
+            timeline_cli.main()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        out.seek(0)
+        err.seek(0)
+        shown[name] = code, err.read(), out.read()
+print(json.dumps(shown))
+"""
+
+
 def test_each_command_imports_what_it_needs_by_itself(home: Home) -> None:
-    # What other tests run is forked from a process that has imported them all.
-    waiting, running = list(COMMANDS), {}
-    while waiting or running:
-        while waiting and len(running) < AT_ONCE:
-            name = waiting.pop()
-            running[name] = home.start(name, "--help", fresh=True)
-        name, process = next(iter(running.items()))
-        shown = process.rest()
-        assert (0, "", True) == (process.wait(), process.errors(), f" {name} [OPTIONS]" in shown), name
-        del running[name]
+    # What other tests run is forked from a process that has imported them all; these from one that has imported none.
+    done = subprocess.run([sys.executable, "-c", EACH], env=home.env, cwd=home.work, capture_output=True, check=False)
+    shown = json.loads(done.stdout)
+
+    assert list(COMMANDS) == list(shown), done.stderr
+    for name, (code, err, out) in shown.items():
+        assert (0, "", True) == (code, err, f" {name} [OPTIONS]" in out), name
 
 
 def test_no_number_of_tokens_is_too_large_for_an_option_alone() -> None:
@@ -307,24 +325,13 @@ def test_no_home_at_all(home: Home) -> None:
         assert "TIMELINE_HOME" in sentence(home.run(*argv, env={"HOME": "", "TIMELINE_HOME": ""}), 2)
 
 
-def in_a_namespace(home: Home, mount: str, *argv: str) -> Result:
+def mounted(home: Home, mount: str, *argv: str) -> Result:
     """Run a command where something is mounted over its folder, seen by it alone."""
-    if os.geteuid():
-        pytest.skip("mounting needs root")
-    command = shlex.join([sys.executable, "-m", "timeline_cli", *argv])
-    keep = "cp -a $H/. $H.after 2>/dev/null"
-    script = f"H={shlex.quote(str(home.path))}; {mount} || exit 99; {command}; code=$?; {keep}; exit $code"
-    done = subprocess.run(
-        ["unshare", "-m", "bash", "-c", script],
-        env=home.env,
-        cwd=home.work,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode == 99:
-        pytest.skip(f"mounting isn't allowed here: {done.stderr.decode()}")
-    return Result(done.returncode, done.stdout, done.stderr.decode())
+    where = f"H={shlex.quote(str(home.path))};"
+    result = home.run(*argv, apart=(f"{where} {mount}", f"{where} cp -a $H/. $H.after 2>/dev/null; true"))
+    if result.code == 99:
+        pytest.skip(f"mounting isn't allowed here: {result.err}")
+    return result
 
 
 READ_ONLY = "mount --bind $H $H && mount -o remount,ro,bind $H"
@@ -335,21 +342,18 @@ def test_a_read_only_folder_can_be_looked_at_and_not_asked_in(home: Home, backen
     before = home.events()
     backend.says(answer("never"))
 
-    said = sentence(in_a_namespace(home, READ_ONLY, "ask", "hi"), 1)
+    said = sentence(mounted(home, READ_ONLY, "ask", "hi"), 1)
 
     assert "can't be written" in said
     assert ([], before) == (backend.requests, home.events())
-    script = f'H={shlex.quote(str(home.path))}; {READ_ONLY}; exec "$@"'
-    with tempfile.TemporaryDirectory() as folder, home.within(Path(folder), "unshare", "-m", "bash", "-c", script, "-"):
-        for argv in LOOKING:
-            result = home.run(*argv)
-            assert (0, "") == (result.code, result.err), argv
-        assert "can't be written" in sentence(home.run("ask", "hi"), 1)
-        assert "a question" in home.run("replay", "last").out
+    for argv in LOOKING:
+        result = mounted(home, READ_ONLY, *argv)
+        assert (0, "") == (result.code, result.err), argv
+    assert "a question" in mounted(home, READ_ONLY, "replay", "last").out
 
 
 def test_a_read_only_folder_without_a_store(home: Home, backend: Backend) -> None:
-    said = sentence(in_a_namespace(home, READ_ONLY, "ask", "hi"), 1)
+    said = sentence(mounted(home, READ_ONLY, "ask", "hi"), 1)
 
     assert ("Read-only file system" in said, []) == (True, backend.requests)
 
@@ -391,7 +395,7 @@ def test_a_disk_that_is_full_at_the_start(home: Home, backend: Backend, free: in
     backend.says(answer("never"))
     size = sum(path.stat().st_size for path in home.path.iterdir()) // 1024 + free
 
-    result = in_a_namespace(home, small_disk(size), "ask", "x" * 100_000)
+    result = mounted(home, small_disk(size), "ask", "x" * 100_000)
 
     assert said in sentence(result, 1)
     assert [] == backend.requests
@@ -405,7 +409,7 @@ def test_a_disk_that_fills_up_in_mid_stream(home: Home, backend: Backend) -> Non
     backend.says(stream("Begin ", *([0.12, "y" * 30_000] * 40), FOREVER))
     size = sum(path.stat().st_size for path in home.path.iterdir()) // 1024 + 400
 
-    result = in_a_namespace(home, small_disk(size), "ask", "hi", "--quiet")
+    result = mounted(home, small_disk(size), "ask", "hi", "--quiet")
 
     assert 1 == result.code
     assert result.out.startswith("Begin yyy")
@@ -419,20 +423,13 @@ def test_a_disk_that_fills_up_in_mid_stream(home: Home, backend: Backend) -> Non
 def test_a_limit_on_the_size_of_files(home: Home, backend: Backend) -> None:
     home.run("ask", "a question")
     before = home.types()
-    limit = home.store.stat().st_size // 1024 + 60
+    limit = home.store.stat().st_size + 60 * 1024
     backend.says(stream("Begin ", *([0.12, "y" * 30_000] * 40), FOREVER))
 
-    done = subprocess.run(
-        ["bash", "-c", f"ulimit -f {limit}; exec {sys.executable} -m timeline_cli ask hi -q"],
-        env=home.env,
-        cwd=home.work,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
+    result = home.run("ask", "hi", "-q", apart=(f"prlimit --pid $PPID --fsize={limit}", ""))
 
-    assert (1, 1) == (done.returncode, len(done.stderr.splitlines()))
-    assert done.stderr.startswith(b"Error: ")
+    assert (1, 1) == (result.code, len(result.err.splitlines())), result.err
+    assert result.err.startswith("Error: ")
     assert before == home.types()[: len(before)]
     assert 0 == home.run("store", "verify").code
 

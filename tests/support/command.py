@@ -153,14 +153,13 @@ class Zygote:
 
     Args:
         folder: Where its socket may lie; the path has to be short.
-        within: A command that runs the command after it, and so every run, somewhere else.
     """
 
-    def __init__(self, folder: Path, within: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         self._path = str(folder / "zygote")
         here = Path(__file__).parent
         self._process = subprocess.Popen(
-            [*within, sys.executable, str(here / "zygote.py"), self._path],
+            [sys.executable, str(here / "zygote.py"), self._path],
             stdin=subprocess.PIPE,
             env=clean_environment(),
         )
@@ -187,12 +186,14 @@ class Zygote:
         *,
         terminal: bool = False,
         umask: int | None = None,
+        apart: tuple[str, str] | None = None,
     ) -> tuple[int, Callable[[float], int]]:
         """Start a run on three file descriptors, a terminal it shall control or not; its pid, and how to wait for it."""
         asking = self._connect()
         asking.settimeout(30)
-        job = {"argv": argv, "env": dict(env), "cwd": str(cwd), "terminal": terminal, "umask": umask}
-        socket.send_fds(asking, [json.dumps(job).encode()], streams)
+        job = {"argv": argv, "env": dict(env), "cwd": str(cwd), "terminal": terminal, "umask": umask, "apart": apart}
+        line = json.dumps(job).encode() + b"\n"
+        asking.sendall(line[socket.send_fds(asking, [line], streams) :])
         answers = asking.makefile("r")
         pid = int(answers.readline())
         code: list[int] = []
@@ -260,13 +261,14 @@ class Home:
         stdin: str | bytes = b"",
         env: Mapping[str, str] | None = None,
         fresh: bool = False,
+        apart: tuple[str, str] | None = None,
         timeout: float = 30,
     ) -> Result:
-        """Run a command to its end."""
+        """Run a command to its end; `apart` as of `start`."""
         with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as out:
             source.write(stdin.encode() if isinstance(stdin, str) else stdin)
             source.seek(0)
-            process = self.start(*argv, stdin=source, stdout=out, env=env, fresh=fresh)
+            process = self.start(*argv, stdin=source, stdout=out, env=env, fresh=fresh, apart=apart)
             code = process.wait(timeout)
             out.seek(0)
             return Result(code, out.read(), process.errors())
@@ -278,8 +280,17 @@ class Home:
         stdout: Any = subprocess.PIPE,
         env: Mapping[str, str] | None = None,
         fresh: bool = False,
+        apart: tuple[str, str] | None = None,
     ) -> Process:
-        """Begin to run a command, its output a pipe unless `stdout` is a file or descriptor."""
+        """Begin to run a command, its output a pipe unless `stdout` is a file or descriptor.
+
+        Args:
+            argv, env: What to run.
+            stdin, stdout: Files or descriptors.
+            fresh: In a new interpreter.
+            apart: Shell scripts that run before and after it in a mount namespace of its own. It ends with 99 where the
+                first fails, or where there can't be one; not for a fresh one.
+        """
         stderr = tempfile.TemporaryFile()  # noqa: SIM115
         env = {**self.env, **(env or {})}
         if fresh:
@@ -303,7 +314,7 @@ class Home:
                 if stdin == subprocess.DEVNULL:
                     stdin = ours.enter_context(Path(os.devnull).open("rb"))
                 streams = [_number(stdin), _number(stdout), stderr.fileno()]
-                pid, wait = self._zygote.start(argv, env, self.work, streams)
+                pid, wait = self._zygote.start(argv, env, self.work, streams, apart=apart)
             process = Process(pid, wait, reading, stderr)
         self._open.append(process)
         return process
@@ -315,16 +326,6 @@ class Home:
     def start_on(self, terminal: int, *argv: str, env: Mapping[str, str]) -> tuple[int, Callable[[float], int]]:
         """Begin to run a command on a terminal that it controls; its pid, and how to wait for it."""
         return self._zygote.start(argv, {**self.env, **env}, self.work, [terminal] * 3, terminal=True)
-
-    @contextlib.contextmanager
-    def within(self, folder: Path, *command: str) -> Iterator[None]:
-        """Run what is not fresh by this command, which runs the one after it somewhere else; `folder` has a short path."""
-        outside, self._zygote = self._zygote, Zygote(folder, command)
-        try:
-            yield
-        finally:
-            self._zygote.close()
-            self._zygote = outside
 
     def close(self) -> None:
         """End whatever still runs."""

@@ -2,7 +2,7 @@
 
 What is run is the same code in a process of its own, with its own pid, signals and standard streams.
 It ends as an interpreter does, up to taking every module apart, which a fork pays for once more in
-memory that is no longer shared. Run as a script: `python zygote.py SOCKET`. A request is one message
+memory that is no longer shared. Run as a script: `python zygote.py SOCKET`. A request is one line
 of JSON with three file descriptors beside it; the answers are the pid, then the wait status.
 """
 
@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import ctypes
 import fcntl
+import functools
 import gc
 import importlib
 import json
@@ -19,6 +21,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import termios
@@ -53,10 +56,38 @@ def _preload() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(_ask_once(Path(folder)))
+    _make_commands()
     # A fork with threads would be one without them.
     assert 1 == threading.active_count()
     gc.collect()
     gc.freeze()
+
+
+def _make_commands() -> None:
+    """What typer makes of the functions that are commands, at every start anew: a third of a short run."""
+    import typer.main
+    from timeline_cli.app import COMMANDS
+
+    make, made = typer.main.get_command_from_info, {}
+
+    def once(command_info, **how):
+        # All else of a command follows from what was said where its function is defined.
+        key = (command_info.callback, command_info.name, *how.items())
+        if key not in made:
+            made[key] = make(command_info, **how)
+        return made[key]
+
+    typer.main.get_params_from_function = functools.cache(typer.main.get_params_from_function)
+    typer.main.get_command_from_info = once
+    scratch = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+    for name, place in COMMANDS.items():
+        module, _, part = place.partition(".")
+        runs = getattr(importlib.import_module(f"timeline_cli.{module}"), part or module)
+        scratch.add_typer(runs, name=name) if isinstance(runs, typer.Typer) else scratch.command(name)(runs)
+    typer.main.get_command(scratch)
+    for command in made.values():
+        for parameter in command.params:
+            parameter.get_runtime_param()
 
 
 async def _ask_once(folder: Path) -> None:
@@ -102,6 +133,8 @@ def _serve(listener: socket.socket) -> dict | None:
             # Somebody only looked whether we are here.
             asking.close()
             continue
+        while not data.endswith(b"\n"):
+            data += asking.recv(1 << 20)
         pid = os.fork()
         if pid:
             for number in streams:
@@ -133,10 +166,31 @@ def _reap(children: dict[int, socket.socket]) -> None:
             asking.close()
 
 
+def _apart(before: str, after: str) -> None:
+    """Go on where the first script has mounted something; the other one still sees it, when the command has ended.
+
+    Exits with 99 where that isn't allowed.
+    """
+    libc = ctypes.CDLL(None)
+    # As unshare(1) does it: what is mounted from now on is seen by no other process.
+    allowed = not libc.unshare(CLONE_NEWNS) and not libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    if not allowed or subprocess.run(["bash", "-c", before], check=False).returncode:
+        os._exit(99)
+    if pid := os.fork():
+        _, status = os.waitpid(pid, 0)
+        subprocess.run(["bash", "-c", after], check=True)
+        os._exit(os.waitstatus_to_exitcode(status))
+
+
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 1 << 14, 1 << 18
+
+
 def _become(job: dict) -> None:
     if job["terminal"]:
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    if job["apart"]:
+        _apart(*job["apart"])
     os.chdir(job["cwd"])
     if job["umask"] is not None:
         os.umask(job["umask"])
