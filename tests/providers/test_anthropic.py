@@ -375,6 +375,22 @@ async def test_a_call_that_stands_in_the_messages_start_is_one():
     assert Usage(3) == response.usage
 
 
+async def test_a_call_that_comes_whole_and_is_never_stopped_has_its_arguments():
+    call = block(0, type="tool_use", id="t1", name="weather", input={"city": "Bern"})
+    response = await answer(start(), call, *ending("tool_use"))
+
+    assert (ToolCall("t1", "weather", {"city": "Bern"}),) == response.tool_calls
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"), [("stop", "stop"), ("length", "length"), ("sensitive", "content_filter"), ("x", "unknown")]
+)
+async def test_the_words_of_servers_that_took_the_format_over(raw, expected):
+    response = await answer(start(), block(0, type="text", text="x"), stop(0), *ending(raw))
+
+    assert (expected, raw) == (response.finish_reason, response.raw_finish_reason)
+
+
 async def test_the_model_that_steps_in_for_another_is_the_one_that_answered():
     change = {"type": "fallback", "from": {"model": "claude-x"}, "to": {"model": "claude-y"}}
     response = await answer(start(), block(0, **change), stop(0), block(1, type="text", text="yes"), stop(1), *ending())

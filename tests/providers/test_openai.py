@@ -413,6 +413,20 @@ async def test_key_and_headers_on_the_wire():
             ),
             Usage(4, cache_read=2, cache_write=3, output=7, reasoning=7),
         ),
+        (
+            (
+                chunk(
+                    {},
+                    "stop",
+                    usage={
+                        "prompt_tokens": 9,
+                        "completion_tokens": 7,
+                        "prompt_tokens_details": {"cached_tokens": 2, "cache_creation_tokens": 3},
+                    },
+                ),
+            ),
+            Usage(4, cache_read=2, cache_write=3, output=7),
+        ),
         ((chunk({"content": "x"}, "stop", usage="none"),), None),
     ],
     ids=[
@@ -428,6 +442,7 @@ async def test_key_and_headers_on_the_wire():
         "gemini",
         "other names",
         "dashscope's cache, and more thoughts than tokens",
+        "litellm's cache",
         "no usage",
     ],
 )
@@ -490,6 +505,7 @@ async def test_thoughts_of_gemini_are_counted_where_the_answer_names_no_model():
         ("MAX_TOKENS", "length"),
         ("sensitive", "content_filter"),
         ("refusal", "content_filter"),
+        ("model_context_window_exceeded", "length"),
         ("PROHIBITED_CONTENT", "content_filter"),
         ("content_filter: RECITATION", "content_filter"),
         ("function_call_filter: MALFORMED_FUNCTION_CALL", "unknown"),
@@ -564,6 +580,10 @@ CALLS = (ToolCall("c1", "a", {"x": 1}), ToolCall("c2", "b", {}))
             fragment(None, "c2", "b", ""),
             chunk({"tool_calls": [{"function": {"arguments": text}} for text in ('{"x":1}', "{}")]}),
         ],
+        [
+            chunk({"tool_calls": {"index": 0, "id": "c1", "function": {"name": "a", "arguments": '{"x":1}'}}}),
+            chunk({"tool_calls": {"index": 1, "id": "c2", "function": {"name": "b", "arguments": "{}"}}}),
+        ],
     ],
     ids=[
         "in pieces",
@@ -576,6 +596,7 @@ CALLS = (ToolCall("c1", "a", {"x": 1}), ToolCall("c2", "b", {}))
         "in pieces, numbered like Anthropic's blocks",
         "id after the name",
         "pieces told apart by their place alone",
+        "no list",
     ],
 )
 async def test_parallel_tool_calls_however_they_are_told(payloads):
@@ -603,6 +624,13 @@ async def test_whole_calls_of_one_chunk_that_share_a_number_are_told_apart():
     response = await answer(chunk({"tool_calls": calls}), chunk({}, "stop"), "[DONE]")
 
     assert [("a", {"x": 1}), ("a", {"x": 2})] == [(call.name, call.arguments) for call in response.tool_calls]
+
+
+async def test_a_stream_that_ends_with_the_whole_message_says_it_once():
+    whole = {"choices": [{"message": {"content": "xy"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3}}
+    response = await answer(chunk({"content": "x"}), chunk({"content": "y"}, "stop"), whole, "[DONE]")
+
+    assert ("xy", "stop", Usage(3)) == (response.content, response.finish_reason, response.usage)
 
 
 async def test_calls_cut_off_by_length_are_no_finished_calls():

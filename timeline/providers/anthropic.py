@@ -79,6 +79,11 @@ _FINISH: dict[str, FinishReason] = {
     "pause_turn": "pause",
     "compaction": "pause",
     "refusal": "content_filter",
+    # In the words of servers that took its format over.
+    "stop": "stop",
+    "length": "length",
+    "sensitive": "content_filter",
+    "content_filter": "content_filter",
 }
 
 
@@ -272,16 +277,15 @@ class MessagesParser:
         self._usage = merged
         return (UsageReport(read_usage(merged), merged),) if is_told(merged, *_COUNTED) else ()
 
-    def _finish(self) -> Iterable[Item]:
+    def _finish(self) -> list[Item]:
         self.done = True
-        for index in list(self._joined):
-            self._stop(index)
+        items = [item for index in list(self._joined) for item in self._stop(index)]
         reason = _FINISH.get(self._raw_reason or "", "unknown")
         if reason == "tool_calls" and not self._calls:
             reason = "stop"  # The tool was the schema's.
         elif reason == "unknown" and self._calls:
             reason = "tool_calls"
-        return (
+        items.append(
             Finish(
                 reason,
                 raw_reason=self._raw_reason or None,
@@ -292,8 +296,9 @@ class MessagesParser:
                 opaque=tuple(
                     OpaquePart("anthropic", block) for _, block in sorted(self._blocks.items()) if _kept(block)
                 ),
-            ),
+            )
         )
+        return items
 
 
 def _kept(block: dict[str, Any]) -> bool:

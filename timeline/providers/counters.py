@@ -59,7 +59,9 @@ def chat_usage(raw: Mapping[str, Any], model: str | None = None) -> Usage | None
     cache_read = (
         count(prompt_details, "cached_tokens") or count(raw, "prompt_cache_hit_tokens") or count(raw, "cached_tokens")
     )
-    cache_write = count(prompt_details, "cache_write_tokens") or count(prompt_details, "cache_creation_input_tokens")
+    # OpenRouter's and OpenAI's name, DashScope's and LiteLLM's.
+    names = ("cache_write_tokens", "cache_creation_input_tokens", "cache_creation_tokens")
+    cache_write = next(filter(None, (count(prompt_details, name) for name in names)), 0)
     reasoning = count(output_details, "reasoning_tokens")
     beside = count(raw, "total_tokens") - prompt - output
     if model is not None and "gemini" in model and not reasoning:

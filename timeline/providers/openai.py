@@ -62,7 +62,7 @@ class _Message(Struct, gc=False):
     reasoning: Any = None
     reasoning_details: Any = None
     refusal: Any = None
-    tool_calls: list[_ToolCall] | None = None
+    tool_calls: list[_ToolCall] | _ToolCall | None = None
     function_call: _Function | None = None
 
 
@@ -101,6 +101,7 @@ _FINISH: dict[str, FinishReason] = {
     "length": "length",
     "max_tokens": "length",
     "model_length": "length",
+    "model_context_window_exceeded": "length",
     "tool_calls": "tool_calls",
     "tool_use": "tool_calls",
     "function_call": "tool_calls",
@@ -134,6 +135,7 @@ class ChatParser:
         "_raw_reason",
         "_repetition",
         "_request_id",
+        "_streamed",
         "_usage",
         "done",
     )
@@ -143,7 +145,7 @@ class ChatParser:
         self._head = head
         self._calls = Fragments()
         self._kept = Kept()
-        self._message = False
+        self._message = self._streamed = False
         self._model: str | None = None
         self._raw_reason: str | None = None
         self._repetition = Repetition()
@@ -171,7 +173,10 @@ class ChatParser:
                 if choice.index:
                     continue
                 delta = choice.delta
-                if delta is None:
+                if delta is not None:
+                    self._streamed = True
+                elif not self._streamed:
+                    # After deltas it is MiniMax's repetition of them all.
                     delta = choice.message
                     self._message = delta is not None
                 if delta is not None:
@@ -191,8 +196,7 @@ class ChatParser:
                     if delta.refusal:
                         _add_text(items, delta.refusal, "text")
                     if delta.tool_calls:
-                        _tell_apart(delta.tool_calls)
-                        items += filter(None, map(self._call, delta.tool_calls))
+                        items += filter(None, map(self._call, _told_apart(delta.tool_calls)))
                     if delta.function_call is not None:
                         items += filter(None, (self._call(_ToolCall(0, None, delta.function_call)),))
                 if choice.finish_reason:
@@ -307,14 +311,16 @@ def _only_text(payload: bytes) -> str | None:
     return told["content"]
 
 
-def _tell_apart(calls: list[_ToolCall]) -> None:
-    """Number several calls of one chunk where their server does so wrongly or not at all.
+def _told_apart(calls: list[_ToolCall] | _ToolCall) -> list[_ToolCall]:
+    """The calls of one chunk, numbered anew where their server does so wrongly or not at all.
 
     Gemini has sent whole parallel calls all with number 0 and no ids: then the numbers mean nothing. Bare pieces of
-    arguments go to the calls in their order.
+    arguments go to the calls in their order. Hugging Face's server makes no list of its one call.
     """
+    if isinstance(calls, _ToolCall):
+        return [calls]
     if len(calls) < 2:  # noqa: PLR2004 - one stands for itself
-        return
+        return calls
     numbers: set[int | None] = set()
     named = [bool(call.function is not None and call.function.name) for call in calls]
     bare = not any(named) and all(call.index is None and not call.id for call in calls)
@@ -324,6 +330,7 @@ def _tell_apart(calls: list[_ToolCall]) -> None:
         elif call.index in numbers and named[place]:
             call.index = None
         numbers.add(call.index)
+    return calls
 
 
 def _add_text(items: list[Item], content: Any, kind: Literal["text", "reasoning"]) -> None:
