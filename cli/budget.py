@@ -61,13 +61,13 @@ def budget(
 
 
 async def _states(loaded: Config) -> tuple[BudgetState, ...]:
-    from timeline.runtime import Timeline
+    from timeline.looking import Looking
 
     from .opening import looking
 
     if not loaded.paths.store.exists():
         # Nothing was ever asked; then a budget is as new as the store.
-        async with Timeline.open(config=loaded) as timeline:
+        async with Looking.open(config=loaded) as timeline:
             return await timeline.budgets()
     async with looking() as timeline:
         return await timeline.budgets()

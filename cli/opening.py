@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from timeline.config import Config
-    from timeline.runtime import Timeline
+    from timeline.looking import Looking
 
-__all__ = ["looking"]
+__all__ = ["looking", "writable"]
 
 
-@asynccontextmanager
-async def looking(loaded: Config | None = None) -> AsyncIterator[Timeline]:
-    """The timeline of a configuration, by default the one in force; read-only where nothing can be written.
+def looking(loaded: Config | None = None) -> AbstractAsyncContextManager[Looking]:
+    """What was recorded under a configuration, by default the one in force; read-only where nothing can be written.
 
     Raises:
         NotFound: There is no store yet.
     """
     from timeline import config
-    from timeline.errors import NotFound
-    from timeline.runtime import Timeline
-    from timeline.store.sqlite import has_room
+    from timeline.looking import Looking
 
     loaded = loaded or config.load()
+    return Looking.open(config=loaded, read_only=not writable(loaded))
+
+
+def writable(loaded: Config) -> bool:
+    """Whether the configuration's store can be written.
+
+    Raises:
+        NotFound: There is none yet.
+    """
+    from timeline.errors import NotFound
+    from timeline.store.sqlite import has_room
+
     path = loaded.paths.store
     if not path.exists():
         msg = f"there is no store at {path} yet: 'timeline ask' makes it"
         raise NotFound(msg)
-    writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) and has_room(path)
-    async with Timeline.open(config=loaded, read_only=not writable) as timeline:
-        yield timeline
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) and has_room(path)

@@ -11,8 +11,8 @@ import msgspec
 from rich.console import Console
 
 from timeline.events import CallCacheHit, ChunkReceived, Event
+from timeline.looking import Looking
 from timeline.projections.blocks import Folding, Turn
-from timeline.runtime import Timeline
 
 from . import output
 from .blocks import draw_question, draw_turn
@@ -98,7 +98,7 @@ def _paced(events: Sequence[Event]) -> Iterator[tuple[int, Event]]:
 # ------------------------------------------------------------------ while it happens
 
 
-async def until_a_turn_ends(timeline: Timeline, events: Sequence[Event]) -> AsyncGenerator[Event]:
+async def until_a_turn_ends(timeline: Looking, events: Sequence[Event]) -> AsyncGenerator[Event]:
     """What is recorded after these events of a session, up to the end of the turn that is open, or else of the next."""
     watched = _open_turn(events)
     async with aclosing(timeline.follow(events[-1].session_id, after=events[-1].position)) as later:
@@ -127,7 +127,7 @@ class Following:
         cognition: Draw the steps of turns, not just lines that sum them up.
     """
 
-    def __init__(self, timeline: Timeline, console: Console, *, cognition: bool) -> None:
+    def __init__(self, timeline: Looking, console: Console, *, cognition: bool) -> None:
         self._timeline = timeline
         self._console = console
         self._cognition = cognition

@@ -16,8 +16,8 @@ from .signs import ascii_only
 
 if TYPE_CHECKING:
     from timeline.events import Event
+    from timeline.looking import Looking
     from timeline.projections.blocks import Session, Turn
-    from timeline.runtime import Timeline
 
 __all__ = ["replay"]
 
@@ -107,7 +107,7 @@ async def _replay(name: str, speed: float | None, number: int | None, *, cogniti
         raise damage
 
 
-async def _recorded(timeline: Timeline, session_id: str) -> tuple[list[Event], StoreDamaged | None]:
+async def _recorded(timeline: Looking, session_id: str) -> tuple[list[Event], StoreDamaged | None]:
     """A session's events up to what can't be read, and why that can't be.
 
     Raises:

@@ -148,10 +148,12 @@ async def _explained(
     from timeline.llm.router import Asked
     from timeline.providers.pool import Providers
 
-    from .opening import looking
+    from .opening import writable
 
     if config.paths.store.exists():
-        async with looking(config) as timeline:
+        from timeline.runtime import Timeline
+
+        async with Timeline.open(config=config, read_only=not writable(config)) as timeline:
             options = {name: getattr(asked, name) for name in Question.__struct_fields__}
             return [await timeline.explain(**options, task=task, complexity=complexity) for task in tasks]
     if asked.session is not None:

@@ -133,8 +133,6 @@ def forget(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask first.")] = False,
 ) -> None:
     """Remove what was said in a session for good. What it used and cost stays."""
-    from timeline.runtime import Timeline
-
     from .app import wait_for
     from .opening import looking
 
@@ -143,7 +141,7 @@ def forget(
             return await timeline.session(session)
 
     async def work() -> int:
-        async with Timeline.open() as timeline:
+        async with looking() as timeline:
             return await timeline.forget(found.session_id)
 
     found = wait_for(find())

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from timeline.cognition.turn import TurnEnd
     from timeline.events import Event
     from timeline.llm.manager import Superseded
+    from timeline.looking import Looking
     from timeline.providers.base import Delta
-    from timeline.runtime import Timeline
 
     from .markdown import StreamingMarkdown
 
@@ -318,7 +318,7 @@ class AnswerText:
             self._reasoning = False
 
 
-async def last_events(timeline: Timeline, seen: Sequence[Event]) -> list[Event]:
+async def last_events(timeline: Looking, seen: Sequence[Event]) -> list[Event]:
     """How an interrupted turn was recorded to end, behind what was seen of it; not at any price."""
     if seen:
         with suppress(TimelineError, TimeoutError):

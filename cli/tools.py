@@ -22,7 +22,7 @@ from .options import AsJson
 if TYPE_CHECKING:
     from timeline.cognition.toolbox import Listed
     from timeline.cognition.tools import Found, Tool, ToolOutcome
-    from timeline.runtime import Timeline
+    from timeline.looking import Looking
 
 __all__ = ["app"]
 
@@ -132,7 +132,7 @@ async def _run(name: str, arguments: str, allow_dirs: list[Path], *, yes: bool) 
         return await box.tools.run(ToolCall("cli", name, _arguments(tool, arguments)), workspace)
 
 
-def _search(timeline: Timeline) -> Callable[[str, int], Awaitable[Sequence[Found]]]:
+def _search(timeline: Looking) -> Callable[[str, int], Awaitable[Sequence[Found]]]:
     async def search(words: str, limit: int) -> Sequence[Found]:
         return await timeline.search(words, limit=limit)
 

@@ -1,30 +1,47 @@
-"""What is in the log, for whoever shows it again: sessions, their bodies, sums, budgets, words; the half of the facade that asks nobody."""
+"""What is in the log, for whoever shows it again: sessions, their bodies, sums, budgets, words; the half of the facade that asks nobody.
+
+A command that only looks opens this half, and so imports neither providers nor what asks them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from sqlalchemy import Connection
 
-from timeline.config import Config
+from timeline.config import Config, load
 from timeline.errors import StoreError
-from timeline.events import Clock, Event
+from timeline.events import Clock, Event, EventData, NewEvent, SessionRenamed
 from timeline.llm.pricing import PriceBook
 from timeline.llm.reaper import reap
-from timeline.projections.blocks import Session, SessionRow, find_session, fold, list_sessions, sources
+from timeline.projections import Projections
+from timeline.projections.batches import Batches
+from timeline.projections.blocks import Blocks, Session, SessionRow, find_session, fold, list_sessions, sources
 from timeline.projections.budgets import BudgetState, read_budgets
-from timeline.projections.calls import where_recorded
-from timeline.projections.search import Found, available, search
-from timeline.projections.usage import Grouping, ReportRow, report
+from timeline.projections.cache import Cache
+from timeline.projections.calls import Calls, where_recorded
+from timeline.projections.health import HealthProjection
+from timeline.projections.limits import Limits
+from timeline.projections.search import Found, Search, available, search
+from timeline.projections.usage import Grouping, ReportRow, UsageProjection, report
 from timeline.store import EventStore
 
-__all__ = ["Looking"]
+__all__ = ["Looking", "read_models"]
 
 FOLLOW_SECONDS = 0.1
 """How often a followed session is looked at."""
 REAP_SECONDS = 2.0
 """After so long without an event, whether those who were to write some are still alive."""
+
+
+def read_models() -> Projections:
+    """All that is folded from the log, in the order in which each sees an event."""
+    searched = [Search()] if available() else []
+    return Projections(
+        [Calls(), UsageProjection(), Blocks(), Cache(), Limits(), HealthProjection(), Batches(), *searched]
+    )
 
 
 class Looking:
@@ -42,6 +59,39 @@ class Looking:
         self.config = config
         self._clock = clock
         self._prices = prices
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, *, config: Config | None = None, clock: Clock | None = None, read_only: bool = False
+    ) -> AsyncIterator[Looking]:
+        """Open the store that the configuration names, and end what processes that died left open.
+
+        Args:
+            config: What `timeline.config.load` gave; by default that of the environment and working directory.
+            clock: Time and ids.
+            read_only: Only look; works in a folder that can't be written.
+
+        Raises:
+            ConfigError: The configuration is wrong.
+            StoreError: The store can't be opened.
+        """
+        config = config or load()
+        async with cls._opened(config, read_only=read_only) as store:
+            self = Looking(store, config, clock or Clock(), PriceBook(config.settings.prices, config.served))
+            await self._begin()
+            yield self
+
+    @staticmethod
+    def _opened(config: Config, *, read_only: bool) -> AbstractAsyncContextManager[EventStore]:
+        """The store that the configuration names, with everything that is folded from it."""
+        synchronous = config.settings.store.synchronous
+        return EventStore.open(config.paths.store, read_models(), synchronous=synchronous, read_only=read_only)
+
+    async def _begin(self) -> None:
+        """End what processes that died left open."""
+        if not self.store.read_only:
+            await reap(self.store, self._clock, self._prices)
 
     async def find(self, name: str) -> str:
         """The id of the session meant by an id, a unique prefix, a title or `last`.
@@ -168,3 +218,21 @@ class Looking:
             return read_budgets(conn, budgets, now=now, session_id=last.id if last else None)
 
         return await self.store.query(read)
+
+    # -------------------------------------------------------------- care
+
+    async def rename(self, name: str, title: str) -> None:
+        """Give a session another title."""
+        await self.store.append([self._event(await self.find(name), SessionRenamed(" ".join(title.split())))])
+
+    async def forget(self, name: str) -> int:
+        """Remove what was said in a session from every page of the file; what it used and cost stays.
+
+        Returns:
+            How many events lost their body.
+        """
+        session_id = await self.find(name)
+        return await self.store.forget(session_id, lambda redacted: self._event(session_id, redacted))
+
+    def _event(self, session_id: str, data: EventData) -> NewEvent:
+        return NewEvent(session_id, data, self._clock.uuid7(), self._clock.now())

@@ -24,30 +24,17 @@ from timeline.errors import UsageError
 from timeline.events import (
     Clock,
     Event,
-    EventData,
     MessageRef,
-    NewEvent,
-    SessionRenamed,
     SessionStarted,
 )
 from timeline.llm.facts import Explained, Router, last_answer, request_of
 from timeline.llm.manager import LLMManager, Superseded
 from timeline.llm.pricing import PriceBook
 from timeline.llm.ranking import Request
-from timeline.llm.reaper import reap
 from timeline.llm.router import Asked, Candidate, LastAnswer
 from timeline.looking import Looking
-from timeline.projections import Projections
-from timeline.projections.batches import Batches, last_conversation
-from timeline.projections.blocks import (
-    Blocks,
-)
-from timeline.projections.cache import Cache
-from timeline.projections.calls import Calls
-from timeline.projections.health import HealthProjection
-from timeline.projections.limits import Limits
-from timeline.projections.search import Found, Search, available
-from timeline.projections.usage import UsageProjection
+from timeline.projections.batches import last_conversation
+from timeline.projections.search import Found, available
 from timeline.providers.base import Delta, Message, ModelInfo
 from timeline.providers.pool import Providers
 from timeline.store import EventStore, this_process
@@ -57,17 +44,9 @@ if TYPE_CHECKING:
     from timeline.cognition.prompt_file import Prompt
     from timeline.cognition.provider_batch import ProviderBatches
 
-__all__ = ["Timeline", "read_models"]
+__all__ = ["Timeline"]
 
 TITLE_CHARACTERS = 60
-
-
-def read_models() -> Projections:
-    """All that is folded from the log, in the order in which each sees an event."""
-    searched = [Search()] if available() else []
-    return Projections(
-        [Calls(), UsageProjection(), Blocks(), Cache(), Limits(), HealthProjection(), Batches(), *searched]
-    )
 
 
 class _Talk(Struct, frozen=True):
@@ -143,17 +122,9 @@ class Timeline(Looking):
                 providers = await stack.enter_async_context(Providers(config or load()))
             config = providers.config
             # Closed before the providers: what is recorded must not wait for a model to be unloaded.
-            store = await stack.enter_async_context(
-                EventStore.open(
-                    config.paths.store,
-                    read_models(),
-                    synchronous=config.settings.store.synchronous,
-                    read_only=read_only,
-                )
-            )
+            store = await stack.enter_async_context(cls._opened(config, read_only=read_only))
             self = cls(store, clock or Clock(), providers, stack, confirm)
-            if not read_only:
-                await reap(self.store, self._clock, self._prices)
+            await self._begin()
             yield self
 
     # -------------------------------------------------------------- asking
@@ -436,24 +407,6 @@ class Timeline(Looking):
             ProviderError: It could not be asked.
         """
         return await self._providers.get(provider).get_available_models()
-
-    # -------------------------------------------------------------- care
-
-    async def rename(self, name: str, title: str) -> None:
-        """Give a session another title."""
-        await self.store.append([self._event(await self.find(name), SessionRenamed(" ".join(title.split())))])
-
-    async def forget(self, name: str) -> int:
-        """Remove what was said in a session from every page of the file; what it used and cost stays.
-
-        Returns:
-            How many events lost their body.
-        """
-        session_id = await self.find(name)
-        return await self.store.forget(session_id, lambda redacted: self._event(session_id, redacted))
-
-    def _event(self, session_id: str, data: EventData) -> NewEvent:
-        return NewEvent(session_id, data, self._clock.uuid7(), self._clock.now())
 
 
 def _check_text(*texts: str) -> None:

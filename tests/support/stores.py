@@ -12,8 +12,8 @@ from typing import Any
 
 from timeline import events as e
 from timeline.events import Clock, EventData, NewEvent, Owner
+from timeline.looking import read_models as folded
 from timeline.projections import Projections
-from timeline.runtime import read_models as folded
 from timeline.store import EventStore, Synchronous, content_digest
 
 OWNER = Owner("machine/4026531836/0f1e2d3c", 4711, 1234.5)
