@@ -62,7 +62,7 @@ def usage_line(turn: Turn, session_id: str | None = None, *, drawn_with: Signs =
 
 
 def remark(turn: Turn, text: str | None) -> str | None:
-    """What an answer doesn't say of itself: that it was cut off, or that there is none although nothing failed.
+    """What an answer doesn't say of itself: that it was cut off, or that there is none although nothing failed, and why.
 
     Args:
         turn: Whose answer it is.
@@ -73,8 +73,11 @@ def remark(turn: Turn, text: str | None) -> str | None:
         return None
     if answer.finish_reason == "length":
         return "cut off: the limit of tokens was reached"
+    why = f": {output.visible(answer.explanation)}" if answer.explanation else ""
     if turn.state == "completed" and text is not None and not text.strip():
-        return f"the model answered with nothing (finish reason: {answer.finish_reason})"
+        return f"the model answered with nothing (finish reason: {answer.finish_reason}){why}"
+    if answer.finish_reason == "content_filter":
+        return f"cut off: the provider's filter ended the answer{why}"
     return None
 
 

@@ -462,6 +462,8 @@ class ResponseCompleted(EventData, frozen=True):
         rate_limits: What the headers told.
         model_digest: What the model's name stood for, where that can change and is known.
         cut_from: About how many tokens the prompt had, where the provider counted far fewer: it left some out unsaid.
+        service_tier: In which tier of service the provider says it answered, where it has several.
+        explanation: The provider's sentence on why it ended so, where it has one.
     """
 
     type: ClassVar[str] = "response.completed"
@@ -480,6 +482,8 @@ class ResponseCompleted(EventData, frozen=True):
     rate_limits: tuple[RateLimit, ...] = ()
     cut_from: int | None = None
     model_digest: str | None = None
+    service_tier: str | None = None
+    explanation: str | None = None
 
 
 class CallFailed(EventData, frozen=True):

@@ -439,6 +439,24 @@ def test_an_answer_of_nothing_says_so(home: Home, backend: Backend, form: tuple[
     assert 1 == home.run("replay", "last").out.count(says)
 
 
+def test_why_an_answer_was_refused_is_told(home: Home, backend: Backend) -> None:
+    home.configure(kind="anthropic", base_url=backend.url)
+    details = {"type": "refusal", "explanation": "It was\x1b blocked."}
+    start = {"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 5}}}
+    piece = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "First,"}}
+    end = {"type": "message_delta", "delta": {"stop_reason": "refusal", "stop_details": details}, "usage": {}}
+    for events, told in (
+        ([start, piece, end], "cut off: the provider's filter ended the answer: It was␛ blocked."),
+        ([start, end], "the model answered with nothing (finish reason: content_filter): It was␛ blocked."),
+    ):
+        backend.says(Reply.sse(*events, {"type": "message_stop"}))
+
+        result = home.run("ask", "hi")
+
+        assert (0, 1) == (result.code, result.err.count(told)), result.err
+        assert 1 == home.run("replay", "last").out.count(told)
+
+
 def test_quiet_shows_the_answer_alone(home: Home, backend: Backend) -> None:
     backend.says(stream(delta(reasoning_content="hm"), "Answer", delta(finish="stop"), answers.event("[DONE]")))
 

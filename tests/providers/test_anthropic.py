@@ -391,6 +391,20 @@ async def test_the_words_of_servers_that_took_the_format_over(raw, expected):
     assert (expected, raw) == (response.finish_reason, response.raw_finish_reason)
 
 
+async def test_why_it_refuses_is_told():
+    details = {"type": "refusal", "category": "cyber", "explanation": "It was blocked\nunder the policy."}
+    refusal = {"type": "message_delta", "delta": {"stop_reason": "refusal", "stop_details": details}, "usage": {}}
+    streamed = await answer(start(), refusal, {"type": "message_stop"})
+    whole = {"type": "message", "content": [], "stop_reason": "refusal", "stop_details": details, "usage": {}}
+    async with Server(Reply.json(whole)) as server:
+        provider = AnthropicProvider(KEY, server.url)
+        at_once = await provider.make_request(LLMRequest("claude-x", USER))
+        await provider.aclose()
+
+    for response in (streamed, at_once):
+        assert ("content_filter", "It was blocked under the policy.") == (response.finish_reason, response.explanation)
+
+
 async def test_the_model_that_steps_in_for_another_is_the_one_that_answered():
     change = {"type": "fallback", "from": {"model": "claude-x"}, "to": {"model": "claude-y"}}
     response = await answer(start(), block(0, **change), stop(0), block(1, type="text", text="yes"), stop(1), *ending())

@@ -483,6 +483,15 @@ async def test_a_strange_count_leaves_the_sound_report_before_it():
     assert (Usage(9, output=2), sound) == (response.usage, response.raw_usage)
 
 
+async def test_the_tier_of_service_that_the_answer_was_given_in_is_told_with_its_usage():
+    used = {"prompt_tokens": 9, "completion_tokens": 1}
+
+    assert "flex" == (await answer(chunk({}, "stop", usage=used, service_tier="flex"))).tier
+    assert [None, None] == [
+        (await answer(chunk({}, "stop", usage=used, **more))).tier for more in ({}, {"service_tier": 7})
+    ]
+
+
 async def test_thoughts_of_gemini_are_counted_where_the_answer_names_no_model():
     counted = chunk({}, "stop", usage={"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 52})
 

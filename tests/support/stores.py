@@ -159,6 +159,8 @@ def every_event() -> list[EventData]:
             _LIMITS,
             9000,
             "sha256:b179",
+            "flex",
+            "It was blocked.",
         ),
         e.CallFailed(2, _ERROR, 8, True, _USAGE, "estimated", _COST, _LIMITS),
         e.CallInterrupted(2, "abandoned", _USAGE, "provider", _COST, 9),

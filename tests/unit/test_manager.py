@@ -308,6 +308,17 @@ async def test_a_prompt_of_which_far_less_was_read_than_sent_was_cut(
     assert "digest of model" == end.model_digest
 
 
+async def test_an_answer_costs_what_the_tier_costs_that_it_was_given_in(calls: Recorder) -> None:
+    for tier in (None, "flex", "default"):
+        report = UsageReport(Usage(input=1000, output=1000), {}, tier)
+        provider = ScriptedProvider([report, Finish("stop", model="gpt-5")], name="openai", local=False)
+        await calls.call(provider, extra={"service_tier": "priority"})
+
+    asked, flex, default = await calls.data(ResponseCompleted)
+    assert [None, "flex", "default"] == [asked.service_tier, flex.service_tier, default.service_tier]
+    assert flex.cost.nano_usd < default.cost.nano_usd < asked.cost.nano_usd
+
+
 async def test_the_estimate_of_what_is_sent_counts_what_goes_back_to_its_provider(calls: Recorder) -> None:
     thoughts = Message("assistant", (OpaquePart("scripted", {"reasoning_content": "because " * 500}),))
 

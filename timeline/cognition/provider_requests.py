@@ -243,6 +243,8 @@ def ends(attempt: OpenAttempt, outcome: Outcome, prices: PriceBook, *, now: int)
             model=finish.model if finish else None,
             request_id=response.request_id,
             text_digest=content_digest(response.content),
+            service_tier=response.tier,
+            explanation=response.explanation,
         ),
         StepCompleted(duration),
         TurnCompleted(attempt.call_id, duration),

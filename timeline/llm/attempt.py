@@ -349,6 +349,8 @@ class Attempt:
             rate_limits=finish.rate_limits,
             cut_from=self._cut_from(),
             model_digest=self._provider.model_digest(self._request.model),
+            service_tier=self._usage.tier if self._usage else None,
+            explanation=None if self._context.private else finish.explanation,
         )
         self._end(done)
         return CallEnd(self._call_id, done, text, response=self._response())
@@ -409,11 +411,12 @@ class Attempt:
         return self._provider.is_local(self._request.model)
 
     def _cost(self, usage: Usage, returned: str | None = None) -> Cost:
-        request = self._request
+        request, extra = self._request, self._request.extra
+        if self._usage is not None and self._usage.tier is not None:
+            # The tier it was answered in, which may not be the one that was asked for.
+            extra = {**extra, "service_tier": self._usage.tier}
         names = (returned, request.model)
-        return self._prices.cost(
-            self._provider.name, names, usage, local=self._local, at=self._sent_at, extra=request.extra
-        )
+        return self._prices.cost(self._provider.name, names, usage, local=self._local, at=self._sent_at, extra=extra)
 
     def _estimate(self) -> Usage:
         """What nobody counted: of all that came, reasoning and wishes for tools too."""
@@ -462,7 +465,7 @@ async def _batch(provider: LLMProvider, request: LLMRequest) -> AsyncIterator[It
     for index, call in enumerate(response.tool_calls):
         yield Delta(msgspec.json.encode(call.arguments).decode(), "tool_call", index, call.id, call.name)
     if response.usage_reported:
-        yield UsageReport(response.usage, response.raw_usage or {})
+        yield UsageReport(response.usage, response.raw_usage or {}, response.tier)
     yield Finish(
         response.finish_reason,
         response.raw_finish_reason,
@@ -470,6 +473,7 @@ async def _batch(provider: LLMProvider, request: LLMRequest) -> AsyncIterator[It
         response.request_id,
         response.rate_limits,
         response.opaque,
+        explanation=response.explanation,
     )
 
 

@@ -67,6 +67,7 @@ class Attempt(Struct):
         source_call: Whose answer was read again.
         saved_nano_usd: What that had cost.
         cut_from: About how many tokens its prompt had, where far fewer were read.
+        explanation: The provider's sentence on why it ended so.
     """
 
     call_id: str
@@ -90,6 +91,7 @@ class Attempt(Struct):
     source_call: str | None = None
     saved_nano_usd: int | None = None
     cut_from: int | None = None
+    explanation: str | None = None
 
     @property
     def text(self) -> str:
@@ -357,6 +359,7 @@ def _end_attempt(attempt: Attempt, data: e.ResponseCompleted | e.CallFailed | e.
         case e.ResponseCompleted():
             attempt.state, attempt.finish_reason = "completed", data.finish_reason
             attempt.time_to_first_token_us, attempt.cut_from = data.time_to_first_token_us, data.cut_from
+            attempt.explanation = data.explanation
         case e.CallFailed():
             attempt.state, attempt.error = "failed", data.error
         case e.CallInterrupted():

@@ -56,6 +56,7 @@ class _Delta(Struct, gc=False):
     signature: Any = None
     content: Any = None
     stop_reason: Any = None
+    stop_details: Any = None
 
 
 class _Event(Struct, gc=False):
@@ -118,7 +119,18 @@ class MessagesParser:
         answer_tool: The tool whose arguments are the answer's text, where a schema was put as a tool.
     """
 
-    __slots__ = ("_answer_tool", "_blocks", "_calls", "_head", "_joined", "_model", "_raw_reason", "_usage", "done")
+    __slots__ = (
+        "_answer_tool",
+        "_blocks",
+        "_calls",
+        "_details",
+        "_head",
+        "_joined",
+        "_model",
+        "_raw_reason",
+        "_usage",
+        "done",
+    )
 
     def __init__(self, head: Head, answer_tool: str | None = None) -> None:
         self.done = False
@@ -127,6 +139,7 @@ class MessagesParser:
         self._blocks: dict[int, dict[str, Any]] = {}
         self._joined: dict[int, list[str]] = {}
         self._calls: dict[int, int] = {}
+        self._details: Any = None
         self._model: str | None = None
         self._raw_reason: str | None = None
         self._usage: dict[str, Any] = {}
@@ -174,6 +187,7 @@ class MessagesParser:
             case "message_delta":
                 if event.delta is not None:
                     self._raw_reason = _text(event.delta.stop_reason) or self._raw_reason
+                    self._details = event.delta.stop_details or self._details
                 return self._overwrite(event.usage)
             case "message_stop":
                 return self._finish()
@@ -188,6 +202,7 @@ class MessagesParser:
     def _whole(self, message: dict[str, Any]) -> Iterable[Item]:
         items = [*self._begin(message)]
         self._raw_reason = _text(message.get("stop_reason")) or ""
+        self._details = message.get("stop_details")
         return [*items, *self._finish()]
 
     def _begin(self, message: dict[str, Any]) -> Iterable[Item]:
@@ -275,7 +290,8 @@ class MessagesParser:
         if merged == self._usage:
             return ()
         self._usage = merged
-        return (UsageReport(read_usage(merged), merged),) if is_told(merged, *_COUNTED) else ()
+        tier = _text(merged.get("service_tier"))
+        return (UsageReport(read_usage(merged), merged, tier),) if is_told(merged, *_COUNTED) else ()
 
     def _finish(self) -> list[Item]:
         self.done = True
@@ -285,6 +301,7 @@ class MessagesParser:
             reason = "stop"  # The tool was the schema's.
         elif reason == "unknown" and self._calls:
             reason = "tool_calls"
+        explanation = _text(self._details.get("explanation")) if isinstance(self._details, dict) else None
         items.append(
             Finish(
                 reason,
@@ -296,6 +313,7 @@ class MessagesParser:
                 opaque=tuple(
                     OpaquePart("anthropic", block) for _, block in sorted(self._blocks.items()) if _kept(block)
                 ),
+                explanation=None if explanation is None else self._head.speaker.quote(explanation),
             )
         )
         return items

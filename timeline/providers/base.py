@@ -226,10 +226,12 @@ class UsageReport(Struct, frozen=True):
     Args:
         usage: Normalised to disjoint counters.
         raw: The provider's object, verbatim.
+        tier: In which tier of service it says it answered, where it has several at several prices.
     """
 
     usage: Usage
     raw: dict[str, Any]
+    tier: str | None = None
 
 
 class Finish(Struct, frozen=True, omit_defaults=True):
@@ -244,6 +246,7 @@ class Finish(Struct, frozen=True, omit_defaults=True):
         rate_limits: What the response's headers told.
         opaque: Blocks to be sent back unchanged with the assistant's message.
         provider: Name of the provider, for who sees the stream alone.
+        explanation: The provider's sentence on why it ended so, where it has one.
     """
 
     reason: FinishReason
@@ -253,6 +256,7 @@ class Finish(Struct, frozen=True, omit_defaults=True):
     rate_limits: tuple[RateLimit, ...] = ()
     opaque: tuple[OpaquePart, ...] = ()
     provider: str | None = None
+    explanation: str | None = None
 
 
 Item = Delta | UsageReport | Finish
@@ -271,6 +275,8 @@ class LLMResponse(Struct, frozen=True):
         provider: Name of the provider.
         request_id: The provider's id of the request.
         duration_seconds: From the request to the end of the answer.
+        tier: See `UsageReport`.
+        explanation: See `Finish`.
     """
 
     content: str
@@ -287,6 +293,8 @@ class LLMResponse(Struct, frozen=True):
     raw_finish_reason: str | None = None
     rate_limits: tuple[RateLimit, ...] = ()
     opaque: tuple[OpaquePart, ...] = ()
+    tier: str | None = None
+    explanation: str | None = None
 
     @property
     def tokens_input(self) -> int:
@@ -475,6 +483,8 @@ class Collector:
             raw_finish_reason=finish.raw_reason,
             rate_limits=finish.rate_limits,
             opaque=finish.opaque,
+            tier=report.tier if report else None,
+            explanation=finish.explanation,
         )
 
 

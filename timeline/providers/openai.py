@@ -87,6 +87,7 @@ class _Chunk(Struct, gc=False):
     usage: Any = None
     error: Any = None
     model: str | None = None
+    service_tier: Any = None
     x_groq: _Groq | None = None
 
 
@@ -252,7 +253,8 @@ class ChatParser:
         if usage and usage != self._usage and isinstance(usage, dict):
             self._usage = usage
             read = chat_usage(usage, chunk.model or self._model or self._head.model)
-            items += () if read is None else (UsageReport(read, usage),)
+            tier = chunk.service_tier if isinstance(chunk.service_tier, str) else None
+            items += () if read is None else (UsageReport(read, usage, tier),)
         if not error:
             return items
         failure = self._head.error(Complaint.of({"error": error}))
