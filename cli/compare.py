@@ -359,6 +359,12 @@ def _tell(answers: Sequence[_Answer], *, compared: bool) -> None:
         if answer.error is not None:
             output.notice(f"{answer.model} gave no answer, or not all of it:")
             output.fail(answer.error)
+    from .blocks import remark
+
+    for answer in answers if compared else ():
+        turn = answer.turn()
+        if answer.error is None and turn is not None and (words := remark(turn, answer.text)):
+            output.notice(f"{signs(output.stderr()).more} {answer.model}: {words}")
     for line in _comparison(answers) if compared else ():
         output.notice(line)
 

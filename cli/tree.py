@@ -319,7 +319,9 @@ def _note(note: Note, signs: Signs) -> str:
             return f"{note.source} {signs.arrow} {note.target}: {note.reason}"
         case e.BudgetAlerted():
             limit = _amount(note.limit, note.unit)
-            return f"budget {note.budget}: {note.threshold_percent} % of {limit} ({note.window})"
+            # What is spent, as `timeline budget` has it; the threshold was passed on the way there.
+            percent = max(note.spent * 100 // note.limit if note.limit else 0, note.threshold_percent)
+            return f"budget {note.budget}: {percent} % of {limit} ({note.window})"
         case e.BudgetExceeded():
             passed = "passed" if note.spent > note.limit else "may be passed"
             done = {"block": "refused", "warn": passed, "fallback": "avoided with another model"}[note.action]

@@ -358,6 +358,19 @@ def test_a_read_only_folder_without_a_store(home: Home, backend: Backend) -> Non
     assert ("Read-only file system" in said, []) == (True, backend.requests)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a folder in which no file can be made")
+def test_a_folder_in_which_no_file_can_be_made(home: Home, backend: Backend) -> None:
+    env = {"TIMELINE_HOME": "/proc", "OPENAI_API_KEY": ""}
+
+    said = sentence(home.run("ask", "-m", "openai:x", "hi", env=env, timeout=10), 1)
+    kept = sentence(home.run("keys", "set", "openai", stdin="sk-1\n", env=env, timeout=10), 2)
+    pulled = sentence(home.run("models", "pull", "smollm2", env=env, timeout=10), 1)
+
+    assert "the store /proc/timeline.db can't be opened (No such file or directory): choose another place" in said
+    assert "/proc/keys.json: can't be written (No such file or directory)" in kept
+    assert "/proc/models can't be written" in pulled
+
+
 def test_a_folder_of_someone_else(home: Home, backend: Backend) -> None:
     if not os.geteuid():
         pytest.skip("root may write anywhere")

@@ -173,7 +173,9 @@ def test_a_budget_that_warns_lets_pass_and_says_so(home: Home, backend: Backend)
     result = home.run("ask", "hello")
 
     assert (0, "Hi\n") == (result.code, result.out)
-    assert "careful" in result.err
+    # Ten tokens of three, as `timeline budget` says.
+    assert "budget careful: 333 % of 3 tokens" in result.err
+    assert "333%" in home.run("budget").out
     assert ["warn"] == [event["action"] for event in exceeded(home)]
     assert [100] == [row["data"]["threshold_percent"] for row in home.events("budget.alerted")]
 

@@ -6,7 +6,7 @@ import re
 import signal
 import time
 
-from support.answers import FOREVER, answer, refused, stream
+from support.answers import FOREVER, answer, delta, event, refused, stream
 from support.command import Backend, Home
 from support.loopback import Reply
 from support.terminal import Terminal
@@ -76,6 +76,20 @@ def test_one_that_fails_takes_none_of_the_others_answer(home: Home, backend: Bac
     assert (4, "\nFrom b\n") == (result.code, result.out)
     assert "t:a gave no answer, or not all of it:" in result.err
     assert "refused the key" in result.err
+
+
+def test_an_answer_of_nothing_is_said_to_be_one(home: Home, backend: Backend) -> None:
+    both(home, backend, a=answer(), b=stream("From b", delta(finish="length"), event("[DONE]")))
+    argv = ("ask", "-m", "t:a", "-m", "t:b", "Who?")
+
+    result = home.run(*argv)
+
+    assert 0 == result.code
+    assert [
+        "… t:a: the model answered with nothing (finish reason: stop)",
+        "… t:b: cut off: the limit of tokens was reached",
+    ] == [line for line in result.err.splitlines() if line.startswith("…")]
+    assert "…" not in home.run(*argv, "-q").err
 
 
 def test_a_model_that_means_nothing_is_said_before_anybody_is_asked(home: Home, backend: Backend) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from timeline.config.paths import make_lock_file
 from timeline.errors import ConfigError, MissingKey, TimelineError, UsageError
 
 __all__ = ["FoundKey", "KeyFile", "checked", "in_keyring", "printed_by", "remove_from_keyring", "store_in_keyring"]
@@ -191,6 +192,7 @@ class KeyFile:
 
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_lock_file(Path(f"{self.path}.lock"))
             with filelock.FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS, mode=0o600):
                 yield
         except filelock.Timeout:

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from timeline.errors import ConfigError
 
-__all__ = ["PROJECT_FILE", "Paths", "beside", "find_paths"]
+__all__ = ["PROJECT_FILE", "Paths", "beside", "find_paths", "make_lock_file"]
 
 APP = "llm-timeline"
 PROJECT_FILE = ".timeline.yaml"
@@ -87,3 +87,14 @@ def _project_file(environ: Mapping[str, str], cwd: Path | None) -> Path | None:
 
 def _exists(path: Path) -> bool:
     return os.path.lexists(path)
+
+
+def make_lock_file(path: Path) -> None:
+    """Make the file that is to be locked, if there is none, with mode 0600.
+
+    `filelock` tries for ever where the folder is there and yet no file can be made in it, as in /proc.
+
+    Raises:
+        OSError: It can't be made.
+    """
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))

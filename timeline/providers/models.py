@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from timeline.config.paths import make_lock_file
 from timeline.errors import ConfigError, ModelUnavailable, NotFound
 from timeline.providers.gguf import read_header
 
@@ -264,6 +265,7 @@ class ModelStore:
         from filelock import FileLock, Timeout
 
         lock = FileLock(self._folder / ".lock", mode=0o600)
+        make_lock_file(self._folder / ".lock")
         while True:
             try:
                 # Never blocking: a wait has to hear of Ctrl-C, and the event loop goes on meanwhile.

@@ -21,6 +21,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from timeline.config.paths import make_lock_file
 from timeline.errors import (
     NotATimelineStore,
     StoreBusy,
@@ -201,6 +202,7 @@ def start_lock(path: Path) -> Iterator[None]:
 
     lock = FileLock(f"{path}.lock", mode=0o600)
     try:
+        make_lock_file(Path(lock.lock_file))
         lock.acquire()
     except OSError as exc:
         raise unreachable(path, exc) from exc
