@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -472,6 +473,19 @@ def test_an_answer_cut_off_by_the_limit_says_so(home: Home, backend: Backend) ->
 
     assert (0, "Hel\n", "length") == (result.code, result.out, home.end()["data"]["finish_reason"])
     assert "cut off" in result.err
+
+
+def test_ctrl_c_ends_the_wait_for_who_makes_the_store(home: Home, backend: Backend) -> None:
+    with home.path.joinpath("timeline.db.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = home.start("ask", "hi")
+        time.sleep(1)
+        process.send(signal.SIGINT)
+
+        assert (130, []) == (process.wait(5), backend.requests)
+
+    backend.says(answer("Hello"))
+    assert 0 == home.run("ask", "hi").code
 
 
 def test_tokens_told_beside_an_error_are_recorded_with_it(home: Home, backend: Backend) -> None:

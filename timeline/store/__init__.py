@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -118,7 +119,7 @@ class EventStore:
                 msg = f"there is no store of this version at {path}: run 'timeline ask' where it can be written"
                 raise NotFound(msg)
             if revision != schema.HEAD:
-                await asyncio.to_thread(_make_ready, path, models, synchronous)
+                await _in_a_thread(partial(_make_ready, path, models, synchronous))
         store = cls(path, models, sqlite.reader(path, read_only=read_only), synchronous)
         try:
             current = await store.query(models.is_current)
@@ -129,7 +130,7 @@ class EventStore:
                     raise StoreReadOnly(msg)
             else:
                 if not current:
-                    await asyncio.to_thread(_make_ready, path, models, synchronous)
+                    await _in_a_thread(partial(_make_ready, path, models, synchronous))
                 store._writer = Writer(path, sqlite.writer(path, synchronous=synchronous), models)
             yield store
         finally:
@@ -436,10 +437,19 @@ def _unversioned(path: Path) -> StoreDamaged:
     return StoreDamaged(f"{path} doesn't say which version of timeline wrote it: restore a backup")
 
 
-def _make_ready(path: Path, models: ReadModels, synchronous: Synchronous) -> None:
+async def _in_a_thread(work: Callable[[Callable[[], bool]], None]) -> None:
+    """Run work in a thread, which is told whether anybody still waits for it."""
+    given_up = threading.Event()
+    try:
+        await asyncio.to_thread(work, given_up.is_set)
+    finally:
+        given_up.set()
+
+
+def _make_ready(path: Path, models: ReadModels, synchronous: Synchronous, given_up: Callable[[], bool]) -> None:
     """Bring file and projections to this release, whoever else starts at the same moment."""
     sqlite.make_folder(path)
-    with mapped_errors(path), sqlite.start_lock(path):
+    with mapped_errors(path), sqlite.start_lock(path, given_up):
         revision = _look(path)
         if revision is not None and revision != schema.HEAD:
             _migrate(path)

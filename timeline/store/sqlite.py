@@ -11,8 +11,8 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import quote
@@ -53,6 +53,8 @@ __all__ = [
 LEAST_ROOM = 128 * 1024
 """Bytes. A write that finds less fails as an I/O error, not as a full disk, where it is the shared memory that grows."""
 BUSY_TIMEOUT_SECONDS = 30
+LOCK_POLL_SECONDS = 0.2
+"""How often whoever waits for `start_lock` looks whether it is still wanted."""
 
 Synchronous = Literal["full", "normal"]
 """`full`: a committed event survives a power cut. `normal`: it survives a crash of the process, and a
@@ -192,18 +194,29 @@ def unreachable(path: Path, exc: OSError) -> StoreReadOnly:
 
 
 @contextmanager
-def start_lock(path: Path) -> Iterator[None]:
+def start_lock(path: Path, given_up: Callable[[], bool]) -> Iterator[None]:
     """Held by the one process that makes, migrates or brings up to date the file.
+
+    Args:
+        path: The file.
+        given_up: Whether nobody waits for it any more; asked again and again while another process has it.
 
     Raises:
         StoreReadOnly: The folder can't be written.
+        StoreBusy: It was given up.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     lock = FileLock(f"{path}.lock", mode=0o600)
     try:
         make_lock_file(Path(lock.lock_file))
-        lock.acquire()
+        while not lock.is_locked:
+            # A thread can't be stopped from outside: a wait without an end would outlast Ctrl-C.
+            with suppress(Timeout):
+                lock.acquire(timeout=LOCK_POLL_SECONDS)
+            if not lock.is_locked and given_up():
+                msg = f"another process makes {path} ready: try again later"
+                raise StoreBusy(msg)
     except OSError as exc:
         raise unreachable(path, exc) from exc
     try:
