@@ -76,7 +76,11 @@ async def _replay(name: str, speed: float | None, number: int | None, *, cogniti
         events, damage = await _recorded(timeline, await timeline.find(name))
         borrowed = await timeline.borrowed(events)
         session = fold(events, borrowed)
-        bodies = await timeline.bodies(session)
+        try:
+            bodies = await timeline.bodies(session)
+        except StoreDamaged as exc:
+            # The answers stand with the events.
+            bodies, damage = {}, damage or exc
     if damage is not None and number is not None and number > len(session.turns):
         raise damage
     chosen = _chosen(session, number)

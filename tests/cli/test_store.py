@@ -10,6 +10,8 @@ import pytest
 from support.answers import answer
 from support.command import Backend, Home
 
+from timeline.store import content_digest
+
 PROJECTED = ("sessions", "turns", "steps", "attempts", "usage", "search_turns")
 
 
@@ -117,6 +119,22 @@ def test_replay_shows_what_is_before_the_damage(hurt: Home, byte: bytes) -> None
     assert 1 == events.code
     assert list(range(1, chunk["position"])) == [row["position"] for row in events.lines()]
     assert plain.err == events.err
+
+
+def test_replay_shows_the_answers_where_a_prompt_is_damaged(hurt: Home) -> None:
+    # A row of `contents` in the file: the digest, then the body.
+    row = content_digest("Two").encode() + b"Two"
+    data = hurt.store.read_bytes()
+    assert row in data
+    hurt.store.write_bytes(data.replace(row, row[:-1] + b"\xff"))
+
+    result = hurt.run("replay", "last")
+
+    assert (1, 1) == (result.code, len(result.err.splitlines()))
+    assert "holds text that is not UTF-8: run 'timeline store verify', and restore a backup" in result.err
+    assert ["One it is.", "Two it is.", "Three it is."] == [
+        line for line in result.out.splitlines() if "it is." in line
+    ]
 
 
 def dump(home: Home) -> list[str]:
