@@ -18,7 +18,17 @@ from . import output
 from .signs import ASCII, UNICODE, Signs, signs, to_ascii
 from .tree import cognition_lines, cost_words, tokens_words
 
-__all__ = ["Answer", "draw_question", "draw_reply", "draw_turn", "play_turn", "remark", "usage_line", "work_lines"]
+__all__ = [
+    "Answer",
+    "draw_question",
+    "draw_reply",
+    "draw_turn",
+    "play_turn",
+    "remark",
+    "source_lines",
+    "usage_line",
+    "work_lines",
+]
 
 NOT_RECORDED = "[not recorded]"
 INTERRUPTED = {
@@ -79,6 +89,13 @@ def remark(turn: Turn, text: str | None) -> str | None:
     if answer.finish_reason == "content_filter":
         return f"cut off: the provider's filter ended the answer{why}"
     return None
+
+
+def source_lines(turn: Turn) -> list[str]:
+    """The pages an answer names as its sources, numbered as its text may do."""
+    found = turn.answer.sources if turn.answer is not None else ()
+    named = (" ".join(filter(None, (source.title, source.url))) for source in found)
+    return [output.visible(f"  [{number}] {' '.join(name.split())}") for number, name in enumerate(named, 1)]
 
 
 # ------------------------------------------------------------------ a whole turn
@@ -192,3 +209,5 @@ def _draw_end(console: Console, turn: Turn, text: str, *, told: bool = False) ->
         console.print(Text(f"{drawn_with.more} still running", style="yellow"))
     elif remarked := remark(turn, None if unknown else text):
         output.say(console, Text(f"{drawn_with.more} {remarked}", style="yellow"))
+    for line in source_lines(turn):
+        output.say(console, Text(line, style="dim"))

@@ -21,7 +21,7 @@ from timeline.projections.drawn import ANSWERING
 from timeline.providers.base import Delta
 
 from . import output
-from .blocks import Answer, draw_reply, remark, usage_line, work_lines
+from .blocks import Answer, draw_reply, remark, source_lines, usage_line, work_lines
 from .markdown import split_blocks
 from .shown import AnswerText, Learning, session_hint, tell_interrupted
 from .signs import signs
@@ -281,6 +281,8 @@ class Alongside(_View):
         drawn_with = signs(output.stderr())
         if words := remark(turn, end.text):
             output.notice(f"{drawn_with.more} {words}")
+        for source in source_lines(turn):
+            output.notice(source)
         if self._redrawn:
             for line in work_lines(turn, self.bodies, output.stderr()):
                 output.stderr().print(line, soft_wrap=True)

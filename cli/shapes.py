@@ -145,6 +145,7 @@ def turn_object(session_id: str, turn: Turn, bodies: Mapping[str, str | bytes]) 
         "fallback": bool(instead_of),
         "instead_of": instead_of,
         "finish_reason": answer.finish_reason if answer else None,
+        "sources": [{"url": source.url, "title": source.title} for source in answer.sources] if answer else [],
         "usage": _usage(attempts),
         "cost": _cost(attempts),
         "time_to_first_token_seconds": _seconds(answer.time_to_first_token_us) if answer else None,

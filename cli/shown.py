@@ -243,13 +243,15 @@ class Direct(Shown):
             return
         from timeline.projections.blocks import fold
 
-        from .blocks import remark, usage_line
+        from .blocks import remark, source_lines, usage_line
         from .signs import signs
 
         session = fold(self.seen)
         turn, drawn_with = session.turns[-1], signs(output.stderr())
         if words := remark(turn, end.text):
             output.notice(f"{drawn_with.more} {words}")
+        for line in source_lines(turn):
+            output.notice(line)
         output.notice(usage_line(turn, session.session_id, drawn_with=drawn_with))
 
     def _stop_waiting(self) -> None:

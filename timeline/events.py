@@ -51,6 +51,7 @@ __all__ = [
     "SessionRedacted",
     "SessionRenamed",
     "SessionStarted",
+    "Source",
     "StepCompleted",
     "StepFailed",
     "StepKind",
@@ -121,6 +122,18 @@ class Cost(Struct, frozen=True, omit_defaults=True):
     table: str | None = None
     table_version: str | None = None
     entry: str | None = None
+
+
+class Source(Struct, frozen=True, omit_defaults=True):
+    """A page that an answer names as its source.
+
+    Args:
+        url: Its address, as the provider wrote it.
+        title: Its title, where the provider tells it.
+    """
+
+    url: str
+    title: str | None = None
 
 
 class RateLimit(Struct, frozen=True, omit_defaults=True):
@@ -464,6 +477,7 @@ class ResponseCompleted(EventData, frozen=True):
         cut_from: About how many tokens the prompt had, where the provider counted far fewer: it left some out unsaid.
         service_tier: In which tier of service the provider says it answered, where it has several.
         explanation: The provider's sentence on why it ended so, where it has one.
+        sources: The pages that the answer names as its sources.
     """
 
     type: ClassVar[str] = "response.completed"
@@ -484,6 +498,7 @@ class ResponseCompleted(EventData, frozen=True):
     model_digest: str | None = None
     service_tier: str | None = None
     explanation: str | None = None
+    sources: tuple[Source, ...] = ()
 
 
 class CallFailed(EventData, frozen=True):

@@ -20,6 +20,7 @@ ASK = {
     "fallback",
     "instead_of",
     "finish_reason",
+    "sources",
     "usage",
     "cost",
     "time_to_first_token_seconds",

@@ -440,6 +440,22 @@ def test_an_answer_of_nothing_says_so(home: Home, backend: Backend, form: tuple[
     assert 1 == home.run("replay", "last").out.count(says)
 
 
+def test_the_sources_of_an_answer_are_listed_below_it(home: Home, backend: Backend) -> None:
+    pages = [{"url": "https://a.example", "title": "The\n A"}, {"url": "https://b.example"}]
+    backend.says(stream("Yes [2]", event({"choices": [], "search_results": pages}), delta(finish="stop")))
+    lines = "  [1] The A https://a.example\n  [2] https://b.example\n"
+
+    result, quiet, as_json = (home.run("ask", "hi", *further) for further in ((), ("-q",), ("--json",)))
+
+    assert (0, "Yes [2]\n", 1) == (result.code, result.out, result.err.count(lines)), result.err
+    assert ("Yes [2]\n", "") == (quiet.out, quiet.err)
+    assert [("https://a.example", "The\n A"), ("https://b.example", None)] == [
+        (source["url"], source["title"]) for source in as_json.json()["sources"]
+    ]
+    assert 1 == home.run("replay", "last").out.count(lines)
+    assert "sources" not in home.run("ask", "hi", "--private", "--events").out
+
+
 def test_why_an_answer_was_refused_is_told(home: Home, backend: Backend) -> None:
     home.configure(kind="anthropic", base_url=backend.url)
     details = {"type": "refusal", "explanation": "It was\x1b blocked."}

@@ -9,7 +9,7 @@ from support.loopback import Reply, Server
 from support.recordings import KEY, recordings
 
 from timeline.errors import Overloaded
-from timeline.events import Usage
+from timeline.events import Source, Usage
 from timeline.providers import (
     AnthropicProvider,
     Capabilities,
@@ -389,6 +389,28 @@ async def test_the_words_of_servers_that_took_the_format_over(raw, expected):
     response = await answer(start(), block(0, type="text", text="x"), stop(0), *ending(raw))
 
     assert (expected, raw) == (response.finish_reason, response.raw_finish_reason)
+
+
+async def test_the_pages_that_an_answer_cites_are_told():
+    cited = [{"type": "web_search_result_location", "url": f"https://{name}", "title": name} for name in "aab"]
+    streamed = await answer(
+        start(),
+        block(0, type="text", text="", citations=[]),
+        *(delta(0, "citations_delta", citation=each) for each in cited),
+        delta(0, "citations_delta", citation={"type": "char_location", "document_title": "c"}),
+        delta(0, "text_delta", text="So it is."),
+        stop(0),
+        *ending(),
+    )
+    text = {"type": "text", "text": "So it is.", "citations": cited}
+    async with Server(Reply.json({"type": "message", "content": [text], "stop_reason": "end_turn"})) as server:
+        provider = AnthropicProvider(KEY, server.url)
+        at_once = await provider.make_request(LLMRequest("claude-x", USER))
+        await provider.aclose()
+
+    for response in (streamed, at_once):
+        assert (Source("https://a", "a"), Source("https://b", "b")) == response.sources
+        assert "So it is." == response.content
 
 
 async def test_why_it_refuses_is_told():

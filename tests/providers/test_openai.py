@@ -10,7 +10,7 @@ from support.loopback import Reply, Server
 from support.recordings import KEY, recordings
 
 from timeline.errors import BadResponse, BrokenStream, ProviderError
-from timeline.events import RateLimit, Usage
+from timeline.events import RateLimit, Source, Usage
 from timeline.providers import (
     Capabilities,
     ImagePart,
@@ -481,6 +481,21 @@ async def test_a_strange_count_leaves_the_sound_report_before_it():
     response = await answer(chunk({"content": "x"}, usage=sound), chunk({}, "stop", usage=strange))
 
     assert (Usage(9, output=2), sound) == (response.usage, response.raw_usage)
+
+
+async def test_the_pages_that_an_answer_names_are_told_once_each_in_their_order():
+    cited = {"type": "url_citation", "url_citation": {"url": "https://a", "title": "A", "start_index": 0}}
+    other = {"type": "url_citation", "url_citation": {"url": "https://b", "title": None}}
+    noted = await answer(chunk({"annotations": [cited]}), chunk({"annotations": [other, cited, 7]}, "stop"))
+    found = [{"url": "https://a", "title": "A", "date": "2025-01-01"}, {"url": ""}, {"title": "none"}]
+    listed = [chunk({"content": "x [1]"}, end, citations=["https://a"], search_results=found) for end in (None, "stop")]
+    tool = {"type": "search", "search_results": {"results": [{"url": "https://a", "title": "A"}]}}
+    ran = chunk({"content": "x", "executed_tools": [tool]}, "stop")
+
+    assert (Source("https://a", "A"), Source("https://b")) == noted.sources
+    assert (Source("https://a", "A"),) == (await answer(*listed)).sources == (await answer(ran)).sources
+    assert (Source("https://a"),) == (await answer(chunk({"content": "x"}, "stop", citations=["https://a", 7]))).sources
+    assert () == (await answer(chunk({"content": "x", "annotations": "?"}, "stop", citations="?"))).sources
 
 
 async def test_the_tier_of_service_that_the_answer_was_given_in_is_told_with_its_usage():

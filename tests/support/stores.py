@@ -161,6 +161,7 @@ def every_event() -> list[EventData]:
             "sha256:b179",
             "flex",
             "It was blocked.",
+            (e.Source("https://example.org/a", "A"),),
         ),
         e.CallFailed(2, _ERROR, 8, True, _USAGE, "estimated", _COST, _LIMITS),
         e.CallInterrupted(2, "abandoned", _USAGE, "provider", _COST, 9),

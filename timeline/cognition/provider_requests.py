@@ -245,6 +245,7 @@ def ends(attempt: OpenAttempt, outcome: Outcome, prices: PriceBook, *, now: int)
             text_digest=content_digest(response.content),
             service_tier=response.tier,
             explanation=response.explanation,
+            sources=response.sources,
         ),
         StepCompleted(duration),
         TurnCompleted(attempt.call_id, duration),

@@ -351,6 +351,7 @@ class Attempt:
             model_digest=self._provider.model_digest(self._request.model),
             service_tier=self._usage.tier if self._usage else None,
             explanation=None if self._context.private else finish.explanation,
+            sources=() if self._context.private else finish.sources,
         )
         self._end(done)
         return CallEnd(self._call_id, done, text, response=self._response())
@@ -474,6 +475,7 @@ async def _batch(provider: LLMProvider, request: LLMRequest) -> AsyncIterator[It
         response.rate_limits,
         response.opaque,
         explanation=response.explanation,
+        sources=response.sources,
     )
 
 

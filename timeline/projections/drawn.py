@@ -68,6 +68,7 @@ class Attempt(Struct):
         saved_nano_usd: What that had cost.
         cut_from: About how many tokens its prompt had, where far fewer were read.
         explanation: The provider's sentence on why it ended so.
+        sources: The pages that it names as its sources.
     """
 
     call_id: str
@@ -92,6 +93,7 @@ class Attempt(Struct):
     saved_nano_usd: int | None = None
     cut_from: int | None = None
     explanation: str | None = None
+    sources: tuple[e.Source, ...] = ()
 
     @property
     def text(self) -> str:
@@ -343,6 +345,7 @@ class Folding:
             data.finish_reason or source.finish_reason,
             source_call=data.source_call,
             saved_nano_usd=data.saved_nano_usd,
+            sources=source.sources,
         )
 
     def _attempt(self, call_id: str | None, number: int) -> Attempt:
@@ -359,7 +362,7 @@ def _end_attempt(attempt: Attempt, data: e.ResponseCompleted | e.CallFailed | e.
         case e.ResponseCompleted():
             attempt.state, attempt.finish_reason = "completed", data.finish_reason
             attempt.time_to_first_token_us, attempt.cut_from = data.time_to_first_token_us, data.cut_from
-            attempt.explanation = data.explanation
+            attempt.explanation, attempt.sources = data.explanation, data.sources
         case e.CallFailed():
             attempt.state, attempt.error = "failed", data.error
         case e.CallInterrupted():

@@ -36,6 +36,7 @@ from timeline.providers.base import (
 from timeline.providers.counters import count, is_count, is_told
 from timeline.providers.failures import Complaint
 from timeline.providers.http import Head, HTTPProvider, Parser
+from timeline.providers.sources import Sources
 from timeline.providers.waiting import Timeouts
 
 __all__ = ["AnthropicProvider", "MessagesParser"]
@@ -54,6 +55,7 @@ class _Delta(Struct, gc=False):
     partial_json: Any = None
     thinking: Any = None
     signature: Any = None
+    citation: Any = None
     content: Any = None
     stop_reason: Any = None
     stop_details: Any = None
@@ -128,6 +130,7 @@ class MessagesParser:
         "_joined",
         "_model",
         "_raw_reason",
+        "_sources",
         "_usage",
         "done",
     )
@@ -142,6 +145,7 @@ class MessagesParser:
         self._details: Any = None
         self._model: str | None = None
         self._raw_reason: str | None = None
+        self._sources = Sources()
         self._usage: dict[str, Any] = {}
 
     def items(self, payload: bytes) -> Iterable[Item]:
@@ -225,6 +229,7 @@ class MessagesParser:
     def _start(self, index: int, block: dict[str, Any]) -> Iterable[Item]:
         self._blocks[index] = block
         self._joined[index] = []
+        self._sources.add(block.get("citations"))
         match block.get("type"):
             case "text":
                 return (Delta(text),) if (text := _text(block.get("text"))) else ()
@@ -252,6 +257,8 @@ class MessagesParser:
             return (Delta(delta.thinking, "reasoning"),) if delta.thinking else ()
         if delta.type == "signature_delta" and isinstance(delta.signature, str):
             block["signature"] = str(block.get("signature") or "") + delta.signature
+        elif delta.type == "citations_delta":
+            self._sources.add(delta.citation)
         elif delta.type == "compaction_delta" and isinstance(delta.content, str):
             block["content"] = str(block.get("content") or "") + delta.content
         return ()
@@ -314,6 +321,7 @@ class MessagesParser:
                     OpaquePart("anthropic", block) for _, block in sorted(self._blocks.items()) if _kept(block)
                 ),
                 explanation=None if explanation is None else self._head.speaker.quote(explanation),
+                sources=self._sources.all(),
             )
         )
         return items

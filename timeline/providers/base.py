@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from timeline.errors import ProviderError
-from timeline.events import DeltaKind, RateLimit, Usage
+from timeline.events import DeltaKind, RateLimit, Source, Usage
 
 __all__ = [
     "UNREADABLE",
@@ -247,6 +247,7 @@ class Finish(Struct, frozen=True, omit_defaults=True):
         opaque: Blocks to be sent back unchanged with the assistant's message.
         provider: Name of the provider, for who sees the stream alone.
         explanation: The provider's sentence on why it ended so, where it has one.
+        sources: The pages that the answer names as its sources, in their order.
     """
 
     reason: FinishReason
@@ -257,6 +258,7 @@ class Finish(Struct, frozen=True, omit_defaults=True):
     opaque: tuple[OpaquePart, ...] = ()
     provider: str | None = None
     explanation: str | None = None
+    sources: tuple[Source, ...] = ()
 
 
 Item = Delta | UsageReport | Finish
@@ -276,7 +278,7 @@ class LLMResponse(Struct, frozen=True):
         request_id: The provider's id of the request.
         duration_seconds: From the request to the end of the answer.
         tier: See `UsageReport`.
-        explanation: See `Finish`.
+        explanation, sources: See `Finish`.
     """
 
     content: str
@@ -295,6 +297,7 @@ class LLMResponse(Struct, frozen=True):
     opaque: tuple[OpaquePart, ...] = ()
     tier: str | None = None
     explanation: str | None = None
+    sources: tuple[Source, ...] = ()
 
     @property
     def tokens_input(self) -> int:
@@ -485,6 +488,7 @@ class Collector:
             opaque=finish.opaque,
             tier=report.tier if report else None,
             explanation=finish.explanation,
+            sources=finish.sources,
         )
 
 

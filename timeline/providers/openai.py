@@ -33,6 +33,7 @@ from timeline.providers.failures import Complaint
 from timeline.providers.fragments import Fragments
 from timeline.providers.http import Head, HTTPProvider, Parser, Timeouts
 from timeline.providers.repetition import Repetition
+from timeline.providers.sources import Sources
 
 __all__ = ["ChatParser", "OpenAIProvider"]
 
@@ -64,6 +65,8 @@ class _Message(Struct, gc=False):
     refusal: Any = None
     tool_calls: list[_ToolCall] | _ToolCall | None = None
     function_call: _Function | None = None
+    annotations: Any = None
+    executed_tools: Any = None
 
 
 class _Choice(Struct, gc=False):
@@ -88,6 +91,8 @@ class _Chunk(Struct, gc=False):
     error: Any = None
     model: str | None = None
     service_tier: Any = None
+    citations: Any = None
+    search_results: Any = None
     x_groq: _Groq | None = None
 
 
@@ -136,6 +141,7 @@ class ChatParser:
         "_raw_reason",
         "_repetition",
         "_request_id",
+        "_sources",
         "_streamed",
         "_usage",
         "done",
@@ -151,6 +157,7 @@ class ChatParser:
         self._raw_reason: str | None = None
         self._repetition = Repetition()
         self._request_id = head.request_id
+        self._sources = Sources()
         self._usage: dict[str, Any] | None = None
 
     def items(self, payload: bytes) -> Iterable[Item]:  # noqa: C901, PLR0912 - a call per chunk less
@@ -196,14 +203,14 @@ class ChatParser:
                             _add_text(items, content, "text")
                     if delta.refusal:
                         _add_text(items, delta.refusal, "text")
-                    if delta.tool_calls:
-                        items += filter(None, map(self._call, _told_apart(delta.tool_calls)))
-                    if delta.function_call is not None:
-                        items += filter(None, (self._call(_ToolCall(0, None, delta.function_call)),))
+                    if delta.tool_calls or delta.function_call or delta.annotations or delta.executed_tools:
+                        self._read_calls(delta, items)
                 if choice.finish_reason:
                     self._read_reason(choice, chunk)
         elif chunk.error is None:
             self._read_strange(payload)
+        if chunk.citations or chunk.search_results:
+            self._sources.list(chunk.search_results or chunk.citations)
         if self._model is None:
             self._model = chunk.model or None
         if chunk.usage or chunk.error is not None or chunk.x_groq is not None:
@@ -217,6 +224,14 @@ class ChatParser:
         if self._raw_reason is None and not self._message:
             raise self._head.broken()
         return self._finish()
+
+    def _read_calls(self, delta: _Message, items: list[Item]) -> None:
+        """The tools that are to be called, and the sources that tools of the server's found."""
+        if delta.tool_calls:
+            items += filter(None, map(self._call, _told_apart(delta.tool_calls)))
+        if delta.function_call is not None:
+            items += filter(None, (self._call(_ToolCall(0, None, delta.function_call)),))
+        self._sources.add([delta.annotations, delta.executed_tools])
 
     def _call(self, call: _ToolCall) -> Delta | None:
         """A fragment of a tool call."""
@@ -291,6 +306,7 @@ class ChatParser:
                 rate_limits=self._head.rate_limits,
                 provider=self._head.speaker.name,
                 opaque=self._opaque(),
+                sources=self._sources.all(),
             ),
         )
 
