@@ -26,7 +26,7 @@ from timeline.providers import (
     UsageReport,
     collect,
 )
-from timeline.providers.anthropic import generation
+from timeline.providers.claude import generation
 
 ANTHROPIC = AnthropicProvider(KEY)
 WEATHER = Tool("weather", "The weather.", {"type": "object", "properties": {"city": {"type": "string"}}})

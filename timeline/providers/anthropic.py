@@ -7,7 +7,6 @@ and "Models".
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -33,6 +32,16 @@ from timeline.providers.base import (
     up_to,
     utf8,
 )
+from timeline.providers.claude import (
+    ANSWER_TOOL,
+    chooses_itself,
+    constrain,
+    default_max_tokens,
+    named,
+    schema_as_tool,
+    takes_temperature,
+    think,
+)
 from timeline.providers.counters import count, is_count, is_told
 from timeline.providers.failures import Complaint
 from timeline.providers.http import Head, HTTPProvider, Parser
@@ -42,8 +51,6 @@ from timeline.providers.waiting import Timeouts
 __all__ = ["AnthropicProvider", "MessagesParser"]
 
 VERSION = "2023-06-01"
-ANSWER_TOOL = "answer"
-"""The tool that models without structured outputs are made to call for a schema's sake."""
 
 
 # ------------------------------------------------------------------ what comes out
@@ -339,46 +346,6 @@ def _kept(block: dict[str, Any]) -> bool:
 
 # ------------------------------------------------------------------ what goes in
 
-_NAME = re.compile(r"claude-(?:[a-z]+-)?(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)")
-
-
-def generation(model: str) -> tuple[int, int] | None:
-    """`(4, 5)` for `claude-sonnet-4-5-20250929`, `(3, 7)` for `claude-3-7-sonnet-latest`; None where the name tells none."""
-    found = _NAME.search(model)
-    return (int(found[1]), int(found[2] or 0)) if found else None
-
-
-_FIRST_WITH_SCHEMA = (4, 5)
-_FIRST_ADAPTIVE = (4, 6)
-_FIRST_THINKING = (3, 7)
-_FIRST_WITHOUT_TEMPERATURE = (4, 7)
-_ALWAYS_THINKS = re.compile(r"claude-(?:fable|opus-5[-.]5)")
-_CHOOSES_ITSELF = re.compile(r"claude-(?:fable-5[-.]1|opus-5[-.]5)")
-"""Models that refuse to be made to call a tool."""
-_BUDGETS = {"low": 2048, "medium": 8192, "high": 16384}
-_LEAST_BUDGET = 1024
-
-
-def default_max_tokens(model: str) -> int:
-    """The API requires a limit: what is sent where the caller gives none."""
-    known = generation(model)
-    return 4096 if known is not None and known < _FIRST_THINKING else 16384
-
-
-def closed(schema: Any) -> Any:
-    """The schema with every object closed, as structured outputs ask."""
-    if isinstance(schema, list):
-        return [closed(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    copy = {
-        key: value if key in ("enum", "const", "default", "examples") else closed(value)
-        for key, value in schema.items()
-    }
-    if copy.get("type") == "object" or isinstance(copy.get("properties"), dict):
-        copy.setdefault("additionalProperties", False)
-    return copy
-
 
 def conversation(request: LLMRequest) -> tuple[str, list[dict[str, Any]]]:
     """System prompt and messages: roles take turns, results of parallel calls stand in one message, nothing is empty."""
@@ -474,7 +441,7 @@ class AnthropicProvider(HTTPProvider):
 
     def parser(self, head: Head, request: LLMRequest) -> Parser:
         """For events and whole messages alike."""
-        return MessagesParser(head, ANSWER_TOOL if _schema_as_tool(request) else None)
+        return MessagesParser(head, ANSWER_TOOL if schema_as_tool(request) else None)
 
     def body(self, request: LLMRequest, *, stream: bool) -> dict[str, Any]:
         """The request in Anthropic's words; there is no seed. `extra` has the last one, and None there takes a field out."""
@@ -487,7 +454,7 @@ class AnthropicProvider(HTTPProvider):
         }
         if system:
             body["system"] = system
-        if request.temperature is not None and (generation(request.model) or (0, 0)) < _FIRST_WITHOUT_TEMPERATURE:
+        if request.temperature is not None and takes_temperature(request.model):
             # Others go up to 2.
             body["temperature"] = min(request.temperature, 1.0)
         if request.stop:
@@ -498,13 +465,13 @@ class AnthropicProvider(HTTPProvider):
                 for tool in request.tools
             ]
             if request.tool_choice is not None:
-                body["tool_choice"] = _TOOL_CHOICES.get(request.tool_choice) or _named(request.tool_choice)
-        thinks = _think(body, request)
-        if (thinks or _CHOOSES_ITSELF.search(request.model)) and request.tool_choice not in (None, "none"):
+                body["tool_choice"] = _TOOL_CHOICES.get(request.tool_choice) or named(request.tool_choice)
+        thinks = think(body, request)
+        if (thinks or chooses_itself(request.model)) and request.tool_choice not in (None, "none"):
             # A model that thinks can't be made to call a tool.
             body["tool_choice"] = _TOOL_CHOICES["auto"] if request.tools else None
         if request.response_schema is not None:
-            _constrain(body, request, request.response_schema, thinks=thinks)
+            constrain(body, request, request.response_schema, thinks=thinks)
         body.update(request.extra)
         return {key: value for key, value in body.items() if value is not None}
 
@@ -547,55 +514,3 @@ def _supported(told: dict[str, Any], name: str) -> bool:
 
 
 _TOOL_CHOICES = {"auto": {"type": "auto"}, "none": {"type": "none"}, "required": {"type": "any"}}
-
-
-def _named(tool: str) -> dict[str, Any]:
-    return {"type": "tool", "name": tool}
-
-
-def _think(body: dict[str, Any], request: LLMRequest) -> bool:
-    """Ask for thoughts in the way of the model's generation; whether it was asked for any."""
-    known = generation(request.model)
-    level = request.reasoning
-    if level is None or (known is not None and known < _FIRST_THINKING):
-        return False
-    if level == "none":
-        if _ALWAYS_THINKS.search(request.model):
-            body["output_config"] = {"effort": "low"}
-        elif known is not None and known >= _FIRST_ADAPTIVE:
-            body["thinking"] = {"type": "disabled"}
-        return False
-    # Thinking goes with its own temperature alone.
-    body.pop("temperature", None)
-    if known is not None and known >= _FIRST_ADAPTIVE:
-        body["thinking"] = {"type": "adaptive"}
-        body["output_config"] = {"effort": level}
-        return True
-    budget = _BUDGETS[level]
-    if body["max_tokens"] <= budget:
-        # The budget counts against max_tokens: half of it is left for the answer.
-        budget = max(body["max_tokens"] // 2, _LEAST_BUDGET)
-        body["max_tokens"] = max(body["max_tokens"], _LEAST_BUDGET + 1)
-    body["thinking"] = {"type": "enabled", "budget_tokens": budget}
-    return True
-
-
-def _schema_as_tool(request: LLMRequest) -> bool:
-    """Whether the model's generation has no structured outputs, so that its schema is put as a tool."""
-    return request.response_schema is not None and (generation(request.model) or (0, 0)) < _FIRST_WITH_SCHEMA
-
-
-def _constrain(body: dict[str, Any], request: LLMRequest, schema: dict[str, Any], *, thinks: bool) -> None:
-    """Put the schema as the output's format, or as a tool that has to be called."""
-    if not _schema_as_tool(request):
-        body.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": closed(schema)}
-        return
-    body["tools"] = [
-        *body.get("tools", ()),
-        {"name": ANSWER_TOOL, "description": "Give the answer.", "input_schema": schema},
-    ]
-    if thinks:
-        # A model that thinks can't be made to call a tool.
-        body["tool_choice"] = {"type": "auto"}
-    else:
-        body["tool_choice"] = {"type": "any"} if request.tools else _named(ANSWER_TOOL)
