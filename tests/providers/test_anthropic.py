@@ -26,6 +26,7 @@ from timeline.providers import (
     UsageReport,
     collect,
 )
+from timeline.providers.base import Besides
 from timeline.providers.claude import generation
 
 ANTHROPIC = AnthropicProvider(KEY)
@@ -299,6 +300,18 @@ async def test_usage_is_overwritten_and_nulls_keep_what_was_said():
     assert Usage(2039, 5, 30, 70, 1) == first.usage
     assert Usage(10423, 5, 30, 70, 510, 9) == last.usage
     assert split == last.raw["cache_creation"]
+
+
+async def test_what_summaries_and_advisors_used_is_told_besides():
+    def step(kind, tokens, **more):
+        return {"type": kind, "input_tokens": tokens, "output_tokens": 1, **more}
+
+    steps = [step("compaction", 60385), step("message", 612), step("advisor_message", 2728, model="claude-y"), 7]
+    items = await items_of(start(input_tokens=60385), *ending(input_tokens=612, output_tokens=9, iterations=steps))
+    last = [item for item in items if isinstance(item, UsageReport)][-1]
+
+    assert Usage(612, output=9) == last.usage
+    assert (Besides(Usage(60385, output=1)), Besides(Usage(2728, output=1), "claude-y")) == last.besides
 
 
 async def test_thoughts_with_signatures_are_kept_to_be_sent_back():

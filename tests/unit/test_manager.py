@@ -20,6 +20,7 @@ from timeline.events import (
     CallFailed,
     CallInterrupted,
     ChunkReceived,
+    Cost,
     Event,
     RateLimit,
     RequestSent,
@@ -27,7 +28,7 @@ from timeline.events import (
     Usage,
 )
 from timeline.llm.attempt import WINDOW_CHARACTERS, WINDOW_SECONDS, CallEnd
-from timeline.providers.base import Delta, Finish, Item, LLMRequest, Message, OpaquePart, UsageReport
+from timeline.providers.base import Besides, Delta, Finish, Item, LLMRequest, Message, OpaquePart, UsageReport
 from timeline.providers.openai import OpenAIProvider
 from timeline.store import content_digest
 from timeline.testing import ScriptedProvider
@@ -317,6 +318,18 @@ async def test_an_answer_costs_what_the_tier_costs_that_it_was_given_in(calls: R
     asked, flex, default = await calls.data(ResponseCompleted)
     assert [None, "flex", "default"] == [asked.service_tier, flex.service_tier, default.service_tier]
     assert flex.cost.nano_usd < default.cost.nano_usd < asked.cost.nano_usd
+
+
+async def test_what_an_answer_used_besides_is_in_its_cost_and_in_none_of_its_counters(calls: Recorder) -> None:
+    own = Usage(input=1000, output=1000)
+    for besides in ((), (Besides(own), Besides(own, "gpt-5")), (Besides(own, "nobody's"),)):
+        items = [UsageReport(own, {}, None, besides), Finish("stop", model="gpt-5")]
+        await calls.call(ScriptedProvider(items, name="openai", local=False))
+
+    alone, thrice, unknown = await calls.data(ResponseCompleted)
+    assert (3 * alone.cost.nano_usd, alone.cost.entry) == (thrice.cost.nano_usd, thrice.cost.entry)
+    assert Cost("unpriced") == unknown.cost
+    assert own == alone.usage == thrice.usage == unknown.usage
 
 
 async def test_the_estimate_of_what_is_sent_counts_what_goes_back_to_its_provider(calls: Recorder) -> None:

@@ -32,10 +32,10 @@ from timeline.events import (
 from timeline.llm import budget
 from timeline.llm.attempt import error_info
 from timeline.llm.budget import DEFAULT_MAX_TOKENS, bounded_max_tokens, estimate_input
-from timeline.llm.pricing import PriceBook, estimate_tokens
+from timeline.llm.pricing import PriceBook, estimate_tokens, together
 from timeline.projections.budgets import ONE_CALL, BudgetState, read_budgets
 from timeline.projections.calls import OpenAttempt
-from timeline.providers.base import Collector, Finish, LLMRequest, Message
+from timeline.providers.base import Besides, Collector, Finish, LLMRequest, Message
 from timeline.providers.batches import Outcome
 from timeline.store import content_digest
 
@@ -236,7 +236,18 @@ def ends(attempt: OpenAttempt, outcome: Outcome, prices: PriceBook, *, now: int)
             finish_reason=response.finish_reason,
             usage=usage,
             usage_source="provider" if response.usage_reported else "estimated",
-            cost=prices.batch_cost(attempt.provider, names, usage, local=attempt.local, at=attempt.started_at),
+            cost=together(
+                [
+                    prices.batch_cost(
+                        attempt.provider,
+                        (part.model,) if part.model else names,
+                        part.usage,
+                        local=attempt.local,
+                        at=attempt.started_at,
+                    )
+                    for part in (Besides(usage), *response.besides)
+                ]
+            ),
             duration_us=duration,
             raw_finish_reason=response.raw_finish_reason,
             raw_usage=response.raw_usage,

@@ -34,8 +34,9 @@ from timeline.events import (
     ResponseCompleted,
     Usage,
 )
-from timeline.llm.pricing import PriceBook, estimate_tokens
+from timeline.llm.pricing import PriceBook, estimate_tokens, together
 from timeline.providers.base import (
+    Besides,
     Collector,
     Delta,
     Finish,
@@ -416,8 +417,20 @@ class Attempt:
         if self._usage is not None and self._usage.tier is not None:
             # The tier it was answered in, which may not be the one that was asked for.
             extra = {**extra, "service_tier": self._usage.tier}
-        names = (returned, request.model)
-        return self._prices.cost(self._provider.name, names, usage, local=self._local, at=self._sent_at, extra=extra)
+        own = Besides(usage)
+        return together(
+            [
+                self._prices.cost(
+                    self._provider.name,
+                    (part.model,) if part.model else (returned, request.model),
+                    part.usage,
+                    local=self._local,
+                    at=self._sent_at,
+                    extra=extra,
+                )
+                for part in (own, *(self._usage.besides if self._usage else ()))
+            ]
+        )
 
     def _estimate(self) -> Usage:
         """What nobody counted: of all that came, reasoning and wishes for tools too."""
@@ -466,7 +479,7 @@ async def _batch(provider: LLMProvider, request: LLMRequest) -> AsyncIterator[It
     for index, call in enumerate(response.tool_calls):
         yield Delta(msgspec.json.encode(call.arguments).decode(), "tool_call", index, call.id, call.name)
     if response.usage_reported:
-        yield UsageReport(response.usage, response.raw_usage or {}, response.tier)
+        yield UsageReport(response.usage, response.raw_usage or {}, response.tier, response.besides)
     yield Finish(
         response.finish_reason,
         response.raw_finish_reason,

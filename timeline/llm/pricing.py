@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from genai_prices.types import PriceCalculation
 
-__all__ = ["ListPrice", "PriceBook", "Rates", "estimate_tokens"]
+__all__ = ["ListPrice", "PriceBook", "Rates", "estimate_tokens", "together"]
 
 CHARACTERS_PER_TOKEN = 4
 """A rule of thumb for English text (https://platform.openai.com/tokenizer)."""
@@ -43,6 +43,13 @@ MODES = ("service_tier", "speed", "processing")
 EXACT = Context(prec=60)
 
 Served = Callable[[str], tuple[str, str | None]]
+
+
+def together(costs: Sequence[Cost]) -> Cost:
+    """What several things cost, under the name of the first; unknown where one of them is."""
+    if any(cost.state != costs[0].state for cost in costs):
+        return Cost("unpriced")
+    return msgspec.structs.replace(costs[0], nano_usd=sum(cost.nano_usd or 0 for cost in costs) or costs[0].nano_usd)
 
 
 def estimate_tokens(*texts: str) -> int:

@@ -17,6 +17,7 @@ from msgspec import Struct
 from timeline.events import Usage
 from timeline.providers.base import (
     UNREADABLE,
+    Besides,
     Capabilities,
     Delta,
     Finish,
@@ -113,6 +114,19 @@ def read_usage(raw: Mapping[str, Any]) -> Usage:
         cache_write_1h=hour,
         output=count(raw, "output_tokens"),
         reasoning=count(details, "thinking_tokens"),
+    )
+
+
+def read_besides(raw: Mapping[str, Any]) -> tuple[Besides, ...]:
+    """What summaries of the conversation and advisors used, which is in none of the answer's counters.
+
+    Source: its API reference, "Messages", `usage.iterations`.
+    """
+    steps = raw.get("iterations")
+    return tuple(
+        Besides(read_usage(step), _text(step.get("model")))
+        for step in (steps if isinstance(steps, list) else ())
+        if isinstance(step, dict) and step.get("type") in ("compaction", "advisor_message")
     )
 
 
@@ -305,7 +319,9 @@ class MessagesParser:
             return ()
         self._usage = merged
         tier = _text(merged.get("service_tier"))
-        return (UsageReport(read_usage(merged), merged, tier),) if is_told(merged, *_COUNTED) else ()
+        if not is_told(merged, *_COUNTED):
+            return ()
+        return (UsageReport(read_usage(merged), merged, tier, read_besides(merged)),)
 
     def _finish(self) -> list[Item]:
         self.done = True

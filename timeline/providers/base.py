@@ -20,6 +20,7 @@ from timeline.events import DeltaKind, RateLimit, Source, Usage
 
 __all__ = [
     "UNREADABLE",
+    "Besides",
     "Capabilities",
     "Collector",
     "Delta",
@@ -220,6 +221,18 @@ class Delta(Struct, frozen=True, gc=False):
     name: str | None = None
 
 
+class Besides(Struct, frozen=True):
+    """What an answer used besides its own tokens, and is billed too: by a summary of what came before, by another model.
+
+    Args:
+        usage: Its counters; they are in none of the answer's.
+        model: Who used them, where it wasn't the model that answered.
+    """
+
+    usage: Usage
+    model: str | None = None
+
+
 class UsageReport(Struct, frozen=True):
     """Token counters as the provider told them; a later report replaces an earlier one.
 
@@ -227,11 +240,13 @@ class UsageReport(Struct, frozen=True):
         usage: Normalised to disjoint counters.
         raw: The provider's object, verbatim.
         tier: In which tier of service it says it answered, where it has several at several prices.
+        besides: What else it will bill.
     """
 
     usage: Usage
     raw: dict[str, Any]
     tier: str | None = None
+    besides: tuple[Besides, ...] = ()
 
 
 class Finish(Struct, frozen=True, omit_defaults=True):
@@ -277,7 +292,7 @@ class LLMResponse(Struct, frozen=True):
         provider: Name of the provider.
         request_id: The provider's id of the request.
         duration_seconds: From the request to the end of the answer.
-        tier: See `UsageReport`.
+        tier, besides: See `UsageReport`.
         explanation, sources: See `Finish`.
     """
 
@@ -296,6 +311,7 @@ class LLMResponse(Struct, frozen=True):
     rate_limits: tuple[RateLimit, ...] = ()
     opaque: tuple[OpaquePart, ...] = ()
     tier: str | None = None
+    besides: tuple[Besides, ...] = ()
     explanation: str | None = None
     sources: tuple[Source, ...] = ()
 
@@ -487,6 +503,7 @@ class Collector:
             rate_limits=finish.rate_limits,
             opaque=finish.opaque,
             tier=report.tier if report else None,
+            besides=report.besides if report else (),
             explanation=finish.explanation,
             sources=finish.sources,
         )
