@@ -17,8 +17,8 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, func, select, true
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Connection, Engine, func, select, true
+from sqlalchemy.util import greenlet_spawn
 
 from timeline.errors import NotATimelineStore, NotFound, StoreDamaged, StoreReadOnly, StoreTooNew
 from timeline.events import Event, NewEvent, SessionRedacted, decode
@@ -82,7 +82,7 @@ class Stats(Struct, frozen=True):
 class EventStore:
     """Opened by `EventStore.open`; every method may be used by any number of tasks at once."""
 
-    def __init__(self, path: Path, models: ReadModels, reader: AsyncEngine, synchronous: Synchronous) -> None:
+    def __init__(self, path: Path, models: ReadModels, reader: Engine, synchronous: Synchronous) -> None:
         self.path = path
         self._models = models
         self._reader = reader
@@ -139,7 +139,7 @@ class EventStore:
 
     async def _close(self) -> None:
         try:
-            await self._reader.dispose()
+            await greenlet_spawn(self._reader.dispose)
         finally:
             if self._writer is not None:
                 await self._writer.close()
@@ -201,8 +201,11 @@ class EventStore:
             read: Gets a connection that can't write; waits for nothing but the file.
         """
         with mapped_errors(self.path):
-            async with self._reader.connect() as conn:
-                return await conn.run_sync(read)
+            conn = await greenlet_spawn(self._reader.connect)
+            try:
+                return await greenlet_spawn(read, conn)
+            finally:
+                await _to_the_end(greenlet_spawn(conn.close))
 
     async def read(
         self, *, session_id: str | None = None, call_id: str | None = None, after: int = 0, until: int | None = None

@@ -19,7 +19,6 @@ from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from timeline.config.paths import make_lock_file
 from timeline.errors import (
@@ -61,21 +60,23 @@ Synchronous = Literal["full", "normal"]
 power cut may take the last commits (never the file). https://sqlite.org/pragma.html#pragma_synchronous"""
 
 
-def reader(path: Path, *, read_only: bool = False) -> AsyncEngine:
-    """An engine that refuses to write.
+def reader(path: Path, *, read_only: bool = False) -> Engine:
+    """An engine that refuses to write, whose driver the event loop waits for: all of it is called by `greenlet_spawn`.
+
+    It is what an `AsyncEngine` has inside. That would bring SQLAlchemy's ORM along, an eighth of a command's start.
 
     Args:
         path: The database file.
         read_only: It stands where nothing can be written; see `address`.
     """
-    made = create_async_engine(
+    made = create_engine(
         URL.create("sqlite+aiosqlite", database=address(path, read_only=read_only), query={"uri": "true"}),
         connect_args={"timeout": BUSY_TIMEOUT_SECONDS},
         pool_size=5,
         max_overflow=0,
         hide_parameters=True,
     )
-    _configure(made.sync_engine, "query_only=ON", begin="BEGIN")
+    _configure(made, "query_only=ON", begin="BEGIN")
     return made
 
 
