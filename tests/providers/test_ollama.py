@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.loopback import Reply, Request, Server
 
-from timeline.errors import ModelNotFound
+from timeline.errors import AuthenticationFailed, ModelNotFound
 from timeline.events import Usage
 from timeline.providers import (
     Capabilities,
@@ -223,6 +223,18 @@ async def test_a_line_that_tells_of_progress_alone_says_nothing():
     response, _ = await ask(Ollama(progress, {**progress, "message": None}, DONE, shown=show()))
 
     assert ("", "stop") == (response.content, response.finish_reason)
+
+
+async def test_a_model_in_the_cloud_that_nobody_signed_in_for_says_how():
+    refused = Reply.json({"error": "unauthorized", "signin_url": "https://ollama.com/connect?key=1"}, 401)
+    async with Server(refused) as server:
+        provider = OllamaProvider(server.url)
+        with pytest.raises(AuthenticationFailed) as caught:
+            await provider.make_request(LLMRequest("gpt-oss:120b-cloud", USER))
+        await provider.aclose()
+
+    assert "ollama refused the key (401): run 'ollama signin' (it said: unauthorized)" == str(caught.value)
+    assert "authorization" in OllamaProvider("https://ollama.com").key_advice
 
 
 async def test_done_reasons():

@@ -211,12 +211,9 @@ class HTTPProvider(LLMProvider):
         self.base_url = origin + self.prefix(path)
         self._api_key = header_value(self.name, api_key.strip()) or None if api_key else None
         self.key_mark = key_mark(self._api_key)
-        # The variable belongs to the vendor; another server of the same format has a key of its own.
-        own = self.key_variable is not None and self.key_variable == f"{self.name.upper()}_API_KEY"
-        advice = f"{f'set {self.key_variable}' if own else 'check its api_key'} or run 'timeline keys set {self.name}'"
         userinfo = self._userinfo or ""
         secrets = secrets_in((self._api_key, userinfo, userinfo.partition(":")[2], self._query), self._extra_headers)
-        self._speaker = Speaker(self.name, self.base_url, advice, secrets, self.unreachable_advice)
+        self._speaker = Speaker(self.name, self.base_url, self.key_advice, secrets, self.unreachable_advice)
 
     def prefix(self, path: str) -> str:
         """The path below which the endpoints stand, from the base URL's (no slash at its end)."""
@@ -239,6 +236,13 @@ class HTTPProvider(LLMProvider):
             f"{self.name} sent a line of more than 16 MiB: check that {self.base_url} speaks its API",
             provider=self.name,
         )
+
+    @property
+    def key_advice(self) -> str:
+        """What to do about a key that is missing or refused."""
+        # The variable belongs to the vendor; another server of the same format has a key of its own.
+        own = self.key_variable is not None and self.key_variable == f"{self.name.upper()}_API_KEY"
+        return f"{f'set {self.key_variable}' if own else 'check its api_key'} or run 'timeline keys set {self.name}'"
 
     @property
     def unreachable_advice(self) -> str:

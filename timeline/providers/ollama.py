@@ -295,6 +295,13 @@ class OllamaProvider(HTTPProvider):
         return path.removesuffix("/v1").removesuffix("/api")
 
     @property
+    def key_advice(self) -> str:
+        """Here it signs in itself, for the models in its cloud; elsewhere the key is a header."""
+        if is_loopback(self.host):
+            return "run 'ollama signin'"
+        return f"set headers: {{authorization: 'Bearer …'}} of {self.name} in the configuration"
+
+    @property
     def unreachable_advice(self) -> str:
         """What to do when no connection can be had."""
         return "start it with 'ollama serve'" if is_loopback(self.host) else "check the network and base_url"
