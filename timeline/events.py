@@ -46,6 +46,7 @@ __all__ = [
     "RateLimit",
     "RateLimitWaited",
     "RequestSent",
+    "ResponseAnnotated",
     "ResponseCompleted",
     "SessionForked",
     "SessionRedacted",
@@ -458,6 +459,21 @@ class ChunkReceived(EventData, frozen=True):
     attempt: int = 1
 
 
+class ResponseAnnotated(EventData, frozen=True):
+    """What a provider told of an answer beside its text; precedes its end, which stays where words are forgotten.
+
+    Args:
+        sources: The pages that the answer names as its sources.
+        explanation: The provider's sentence on why it ended so, where it has one.
+        attempt: Which attempt of the call.
+    """
+
+    type: ClassVar[str] = "response.annotated"
+    sources: tuple[Source, ...] = ()
+    explanation: str | None = None
+    attempt: int = 1
+
+
 class ResponseCompleted(EventData, frozen=True):
     """An attempt ended with a whole answer.
 
@@ -476,8 +492,6 @@ class ResponseCompleted(EventData, frozen=True):
         model_digest: What the model's name stood for, where that can change and is known.
         cut_from: About how many tokens the prompt had, where the provider counted far fewer: it left some out unsaid.
         service_tier: In which tier of service the provider says it answered, where it has several.
-        explanation: The provider's sentence on why it ended so, where it has one.
-        sources: The pages that the answer names as its sources.
     """
 
     type: ClassVar[str] = "response.completed"
@@ -497,8 +511,6 @@ class ResponseCompleted(EventData, frozen=True):
     cut_from: int | None = None
     model_digest: str | None = None
     service_tier: str | None = None
-    explanation: str | None = None
-    sources: tuple[Source, ...] = ()
 
 
 class CallFailed(EventData, frozen=True):

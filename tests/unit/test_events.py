@@ -28,6 +28,7 @@ PUBLIC_TYPES = [
     "step.failed",
     "request.sent",
     "chunk.received",
+    "response.annotated",
     "response.completed",
     "call.failed",
     "call.interrupted",

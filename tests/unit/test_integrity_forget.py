@@ -50,6 +50,7 @@ def outspoken(scribe: Scribe, session: str, word: str) -> tuple[list[NewEvent], 
         (e.CallRerouted("openai:gpt", "groq:llama", f"because {word}"), {"call_id": "c"}),
         (e.RequestSent(3, "groq", "llama", "fallback", messages, OWNER), {"step_id": "s", "call_id": "c"}),
         (e.ChunkReceived(0, (f"more {word}",), (1,), attempt=3), {"call_id": "c"}),
+        (e.ResponseAnnotated((e.Source(f"https://example.org/{word}", word),), f"because {word}", 3), {"call_id": "c"}),
         (e.ResponseCompleted(3, "stop", usage, "provider", cost, 13), {"call_id": "c"}),
         (e.StepCompleted(14, {"route": word}, f"because {word}"), {"step_id": "s"}),
         (e.StepStarted("tool", 1), {"turn_id": "t", "step_id": "s2"}),
@@ -83,7 +84,7 @@ async def test_nothing_that_was_said_is_in_any_byte_of_the_file(path: Path) -> N
         await store.append(scribe.notes("kept", 2000))
         assert all_bytes(path).count(SECRET.encode()) > 20
 
-        assert 15 == await forget(store, "gone")
+        assert 16 == await forget(store, "gone")
 
         # While the store is open: the file, the write-ahead log, all beside it.
         assert 0 == all_bytes(path).count(SECRET.encode())

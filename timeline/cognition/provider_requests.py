@@ -19,6 +19,7 @@ from timeline.events import (
     MessageRef,
     Owner,
     RequestSent,
+    ResponseAnnotated,
     ResponseCompleted,
     StepCompleted,
     StepFailed,
@@ -225,12 +226,14 @@ def ends(attempt: OpenAttempt, outcome: Outcome, prices: PriceBook, *, now: int)
     usage, names = response.usage, (finish.model if finish else None, attempt.model)
     if not response.usage_reported:
         usage = Usage(input=attempt.estimated_input_tokens, output=estimate_tokens(response.content))
+    told = response.sources or response.explanation
     said = [(text, kind) for text, kind in ((response.reasoning, "reasoning"), (response.content, "text")) if text]
     return (
         *(
             ChunkReceived(index, (text,), (0 if index else duration,), kind)  # type: ignore[arg-type]
             for index, (text, kind) in enumerate(said)
         ),
+        *((ResponseAnnotated(response.sources, response.explanation, attempt.attempt),) if told else ()),
         ResponseCompleted(
             attempt=attempt.attempt,
             finish_reason=response.finish_reason,
@@ -255,8 +258,6 @@ def ends(attempt: OpenAttempt, outcome: Outcome, prices: PriceBook, *, now: int)
             request_id=response.request_id,
             text_digest=content_digest(response.content),
             service_tier=response.tier,
-            explanation=response.explanation,
-            sources=response.sources,
         ),
         StepCompleted(duration),
         TurnCompleted(attempt.call_id, duration),

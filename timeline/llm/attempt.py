@@ -31,6 +31,7 @@ from timeline.events import (
     MessageRef,
     NewEvent,
     RequestSent,
+    ResponseAnnotated,
     ResponseCompleted,
     Usage,
 )
@@ -351,9 +352,9 @@ class Attempt:
             cut_from=self._cut_from(),
             model_digest=self._provider.model_digest(self._request.model),
             service_tier=self._usage.tier if self._usage else None,
-            explanation=None if self._context.private else finish.explanation,
-            sources=() if self._context.private else finish.sources,
         )
+        if (finish.sources or finish.explanation) and not self._context.private:
+            self.committed.push(self._enqueue(ResponseAnnotated(finish.sources, finish.explanation, self._number)))
         self._end(done)
         return CallEnd(self._call_id, done, text, response=self._response())
 

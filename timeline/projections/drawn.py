@@ -295,6 +295,9 @@ class Folding:
                 self._attempt(event.call_id, data.attempt).fragments.extend(
                     Fragment(data.kind, text, gap) for text, gap in zip(data.texts, gaps, strict=False)
                 )
+            case e.ResponseAnnotated() as data:
+                attempt = self._attempt(event.call_id, data.attempt)
+                attempt.explanation, attempt.sources = data.explanation, data.sources
             case e.ResponseCompleted() | e.CallFailed() | e.CallInterrupted() as data:
                 _end_attempt(self._attempt(event.call_id, data.attempt), data)
             case (
@@ -362,7 +365,6 @@ def _end_attempt(attempt: Attempt, data: e.ResponseCompleted | e.CallFailed | e.
         case e.ResponseCompleted():
             attempt.state, attempt.finish_reason = "completed", data.finish_reason
             attempt.time_to_first_token_us, attempt.cut_from = data.time_to_first_token_us, data.cut_from
-            attempt.explanation, attempt.sources = data.explanation, data.sources
         case e.CallFailed():
             attempt.state, attempt.error = "failed", data.error
         case e.CallInterrupted():

@@ -22,6 +22,7 @@ from timeline.events import (
     FailedAttempt,
     Owner,
     RequestSent,
+    ResponseAnnotated,
     SessionRedacted,
     SessionRenamed,
     SessionStarted,
@@ -208,6 +209,7 @@ def _tells(data: EventData) -> bool:
             | StepCompleted()
             | StepFailed()
             | ChunkReceived()
+            | ResponseAnnotated()
             | CallFailed()
             | CallRetryScheduled()
             | CallRerouted()
