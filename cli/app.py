@@ -122,7 +122,7 @@ def _sparing(command: Any) -> Any:
     """The command, its parameters taking as it is what needs no converting.
 
     Typer converts everything with pydantic, text to text and nothing to nothing too, and that takes longer to import
-    than typer itself.
+    than typer itself. Of a typer that does it otherwise, everything is left as it is.
     """
     command.get_params = partial(_spared, command.get_params)
     for each in getattr(command, "commands", {}).values():
@@ -134,8 +134,9 @@ def _spared(get_params: Callable[[Any], list[Any]], context: Any) -> list[Any]:
     """What `Command.get_params` gives, `--help` included."""
     parameters = get_params(context)
     for parameter in parameters:
-        if not isinstance(parameter.process_value, partial):
-            parameter.process_value = partial(_taken, parameter, parameter.process_value)
+        convert = getattr(parameter, "process_value", None)
+        if convert is not None and not isinstance(convert, partial):
+            parameter.process_value = partial(_taken, parameter, convert)
     return parameters
 
 
@@ -148,9 +149,11 @@ def _taken(parameter: Any, convert: Callable[[Any, Any], Any], context: Any, val
 
 def _is_ready(parameter: Any, value: Any) -> bool:
     """Whether a value is what the command's function takes already."""
+    wanted = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+    if wanted is None:
+        return False
     if value is None or value is parameter.default:
         return not parameter.required
-    wanted = parameter.type_descriptor.annotation
     if get_origin(wanted) is Literal:
         return value in get_args(wanted)
     if wanted == list[str]:
