@@ -31,6 +31,7 @@ from timeline.providers import (
     ToolCall,
     UsageReport,
 )
+from timeline.providers.base import Besides
 from timeline.providers.contract import RULES, STATIC_RULES, Guarded, check_class
 
 REQUEST = LLMRequest("m", [{"role": "user", "content": "hi"}])
@@ -139,6 +140,7 @@ async def test_items_within_the_rules_pass_unchanged() -> None:
         ([UsageReport(Usage(input=-1), {}), DONE], "usage", "input is -1"),
         ([UsageReport(Usage(cache_read=2**70), {}), DONE], "usage", "cache_read is 1180591620717411303424"),
         ([UsageReport(Usage(output=1, reasoning=2), {}), DONE], "usage", "reasoning is 2, but output 1"),
+        ([UsageReport(Usage(), {}, besides=(Besides(Usage(-1)),)), DONE], "usage", "input is -1"),
         ([Delta("Hello"), DONE], "usage", "none was reported"),
         ([Delta("{}", "tool_call", 0, "c"), USED, DONE], "tool_calls", "the first delta of a call has no name"),
         ([Delta("{}", "tool_call", -1, "c", "f"), USED, DONE], "tool_calls", "index is -1"),

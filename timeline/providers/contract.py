@@ -316,13 +316,14 @@ def _checked(rule: str, value: T) -> T | Problem:
     return checked
 
 
-def _usage_problem(usage: Usage) -> Problem | None:
-    for name in Usage.__struct_fields__:
-        count = getattr(usage, name)
-        if not 0 <= count < MOST_TOKENS:
-            return Problem("usage", f"{name} is {count}")
-    if usage.reasoning > usage.output:
-        return Problem("usage", f"reasoning is {usage.reasoning}, but output {usage.output}")
+def _usage_problem(told: UsageReport | LLMResponse) -> Problem | None:
+    for usage in (told.usage, *(part.usage for part in told.besides)):
+        for name in Usage.__struct_fields__:
+            count = getattr(usage, name)
+            if not 0 <= count < MOST_TOKENS:
+                return Problem("usage", f"{name} is {count}")
+        if usage.reasoning > usage.output:
+            return Problem("usage", f"reasoning is {usage.reasoning}, but output {usage.output}")
     return None
 
 
@@ -340,7 +341,7 @@ def _checked_response(response: object, *, reports_usage: bool) -> LLMResponse |
     if isinstance(checked, Problem):
         return checked
     called, reported = bool(checked.tool_calls), checked.usage_reported or not reports_usage
-    problem = _usage_problem(checked.usage) or _end_problem(checked.finish_reason, called=called, reported=reported)
+    problem = _usage_problem(checked) or _end_problem(checked.finish_reason, called=called, reported=reported)
     return problem or checked
 
 
@@ -382,7 +383,7 @@ class _Answer:
                 problem = self._call_problem(item)
             case UsageReport():
                 self._reported = True
-                problem = _usage_problem(item.usage)
+                problem = _usage_problem(item)
             case Finish():
                 self.finished = True
                 problem = _end_problem(item.reason, called=bool(self._calls), reported=self._reported)
