@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from timeline.providers.anthropic import MessagesParser
 from timeline.providers.base import Delta
 from timeline.providers.failures import Head, Speaker
 from timeline.providers.openai import ChatParser
@@ -43,6 +44,37 @@ def test_every_chunk_tells_what_it_tells_alone(payloads: list[bytes]) -> None:
 
     for payload in payloads:
         assert list(ChatParser(HEAD).items(payload)) == list(parser.items(payload))
+
+
+def delta(index: int, of: dict[str, Any], **further: Any) -> bytes:
+    return json.dumps({"type": "content_block_delta", "index": index, "delta": of, **further}).encode()
+
+
+def text_delta(text: str) -> dict[str, Any]:
+    return {"type": "text_delta", "text": text}
+
+
+deltas = st.one_of(
+    st.builds(delta, st.just(0), st.builds(text_delta, st.text(max_size=8))),
+    st.builds(
+        delta, st.just(0), st.builds(text_delta, st.sampled_from(["text_delta", "text", '","text":"', "\\", "é"]))
+    ),
+    st.builds(delta, st.just(1), st.builds(text_delta, st.text(max_size=3))),
+    st.builds(
+        delta, st.just(0), st.builds(text_delta, st.text(max_size=3)), padding=st.sampled_from(["", "x", "text_delta"])
+    ),
+    st.builds(
+        delta, st.just(0), st.fixed_dictionaries({"type": st.just("thinking_delta"), "thinking": st.text(max_size=3)})
+    ),
+)
+
+
+@given(st.lists(deltas, max_size=30))
+def test_every_event_of_claude_tells_what_it_tells_alone(payloads: list[bytes]) -> None:
+    parser = MessagesParser(HEAD)
+
+    for payload in payloads:
+        assert list(MessagesParser(HEAD).items(payload)) == list(parser.items(payload))
 
 
 def test_the_text_alone_is_read_where_all_else_is_the_same() -> None:

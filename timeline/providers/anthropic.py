@@ -46,6 +46,7 @@ from timeline.providers.claude import (
 from timeline.providers.counters import count, is_count, is_told
 from timeline.providers.failures import Complaint
 from timeline.providers.http import Head, HTTPProvider, Parser
+from timeline.providers.repetition import Repetition
 from timeline.providers.sources import Sources
 from timeline.providers.waiting import Timeouts
 
@@ -151,6 +152,7 @@ class MessagesParser:
         "_joined",
         "_model",
         "_raw_reason",
+        "_repetition",
         "_sources",
         "_usage",
         "done",
@@ -166,13 +168,16 @@ class MessagesParser:
         self._details: Any = None
         self._model: str | None = None
         self._raw_reason: str | None = None
+        self._repetition = Repetition()
         self._sources = Sources()
         self._usage: dict[str, Any] = {}
 
-    def items(self, payload: bytes) -> Iterable[Item]:
+    def items(self, payload: bytes) -> Iterable[Item]:  # noqa: PLR0911 - a call per event less
         """The items of one event, or of a whole message; see `Parser.items`."""
         if self.done:
             return ()
+        if text := self._repetition.text(payload):
+            return (Delta(text),)
         try:
             event = _decode(payload)
         except UnicodeDecodeError:
@@ -184,7 +189,10 @@ class MessagesParser:
         delta = event.delta
         if delta is not None and event.type == "content_block_delta":
             if delta.text.__class__ is str and delta.type == "text_delta":
-                return (Delta(delta.text),) if delta.text else ()
+                if not delta.text:
+                    return ()
+                self._repetition.learn(payload, delta.text, _only_text)
+                return (Delta(delta.text),)
             return self._grow(event.index, delta)
         if event.error is None:
             return self._other(event, payload)
@@ -348,6 +356,14 @@ class MessagesParser:
             )
         )
         return items
+
+
+def _only_text(payload: bytes) -> str | None:
+    """The text of an event that tells nothing but a piece of text."""
+    event = _decode(payload)
+    if event.type != "content_block_delta" or event.delta is None or event.delta.type != "text_delta":
+        return None
+    return event.delta.text if isinstance(event.delta.text, str) else None
 
 
 def _kept(block: dict[str, Any]) -> bool:

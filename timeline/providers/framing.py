@@ -167,7 +167,7 @@ class SSEFramer:
                 if pending:
                     payloads.append(pending[0] if len(pending) == 1 else b"\n".join(pending))
                     pending.clear()
-            else:
+            elif line[:7] != b"event: ":
                 self._uncommon(line, payloads)
         if payloads:
             self.seen = True
