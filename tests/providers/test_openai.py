@@ -255,6 +255,30 @@ async def test_openrouters_thoughts_go_back_with_the_calls_joined_as_it_sent_the
     assert "Let me see." == response.reasoning
 
 
+async def test_claudes_thoughts_by_way_of_litellm_go_back_with_the_calls():
+    def thought(text, signature=None):
+        return {"type": "thinking", "thinking": text, "signature": signature}
+
+    pieces = (
+        thought("Let me "),
+        thought("see."),
+        thought("", "s1"),
+        thought("More", "s2"),
+        {"type": "redacted_thinking"},
+    )
+    response = await answer(
+        *(chunk({"reasoning_content": piece.get("thinking"), "thinking_blocks": [piece]}) for piece in pieces),
+        fragment(0, "c1", "a", "{}"),
+        "[DONE]",
+    )
+    back = Message("assistant", response.opaque, response.tool_calls)
+    sent = HERE.body(LLMRequest("m", [back]), stream=True)["messages"][0]
+
+    assert [thought("Let me see.", "s1"), thought("More", "s2"), {"type": "redacted_thinking"}] == sent[
+        "thinking_blocks"
+    ]
+
+
 def test_deepseek_is_told_of_thoughts_even_where_there_were_none():
     messages = [Message("user", "hi"), Message("assistant", "", (ToolCall("c1", "a", {}),))]
     body = OpenAIProvider(KEY, "https://api.deepseek.com/v1").body(LLMRequest("m", messages), stream=True)

@@ -40,7 +40,7 @@ def _message(message: Message, provider: str) -> dict[str, Any]:
             if message.tool_calls:
                 kept = _kept(message, provider)
                 extras = kept.get("extra_content") or {}
-                plain |= {name: kept[name] for name in ("reasoning_content", "reasoning_details") if name in kept}
+                plain |= {name: kept[name] for name in _THOUGHTS if name in kept}
                 plain["tool_calls"] = [
                     _call(call, extras.get(str(number))) for number, call in enumerate(message.tool_calls)
                 ]
@@ -59,36 +59,51 @@ class Kept:
         extras: Gemini's signatures, by the call's number.
     """
 
-    __slots__ = ("_details", "extras", "thoughts")
+    __slots__ = ("_blocks", "_details", "extras", "thoughts")
 
     def __init__(self) -> None:
         self.thoughts: list[str] = []
         self.extras: dict[str, Any] = {}
         self._details: list[dict[str, Any]] = []
+        self._blocks: list[dict[str, Any]] = []
 
     def add_details(self, pieces: Any) -> None:
         """Take OpenRouter's thoughts with their signatures, whole or a piece of them.
 
         Source: its guide "Reasoning Tokens", "Preserving reasoning".
         """
-        for piece in pieces if isinstance(pieces, list) else ():
-            if not isinstance(piece, dict):
-                continue
-            last = self._details[-1] if self._details else {}
-            kind = _GROWING.get(str(piece.get("type")))
-            if kind is None or any(piece.get(name) != last.get(name) for name in ("type", "index")):
-                self._details.append({**piece})
-                continue
-            grown = "".join(each for each in (last.get(kind), piece.get(kind)) if isinstance(each, str))
-            last |= {name: value for name, value in piece.items() if value is not None} | {kind: grown}
+        _join(self._details, pieces)
+
+    def add_blocks(self, pieces: Any) -> None:
+        """Take Claude's thoughts with their signatures as LiteLLM passes them on, whole or a piece of them.
+
+        Source: its documentation, "'Thinking' / 'Reasoning Content'".
+        """
+        _join(self._blocks, pieces)
 
     def block(self) -> dict[str, Any]:
         """All of it, as `chat_messages` knows it; empty where there is nothing."""
-        told = {"reasoning_content": "".join(self.thoughts), "reasoning_details": self._details}
-        return {name: value for name, value in {**told, "extra_content": self.extras}.items() if value}
+        told = zip(_THOUGHTS, ("".join(self.thoughts), self._details, self._blocks), strict=True)
+        return {name: value for name, value in (*told, ("extra_content", self.extras)) if value}
 
 
-_GROWING = {"reasoning.text": "text", "reasoning.summary": "summary"}
+def _join(whole: list[dict[str, Any]], pieces: Any) -> None:
+    """Continue the last block with each piece of it; what is encrypted or signed is whole."""
+    for piece in pieces if isinstance(pieces, list) else ():
+        if not isinstance(piece, dict):
+            continue
+        last = whole[-1] if whole else {}
+        kind = _GROWING.get(str(piece.get("type")))
+        other = any(piece.get(name) != last.get(name) for name in ("type", "index"))
+        if kind is None or other or last.get("signature"):
+            whole.append({**piece})
+            continue
+        grown = "".join(each for each in (last.get(kind), piece.get(kind)) if isinstance(each, str))
+        last |= {name: value for name, value in piece.items() if value is not None} | {kind: grown}
+
+
+_THOUGHTS = ("reasoning_content", "reasoning_details", "thinking_blocks")
+_GROWING = {"reasoning.text": "text", "reasoning.summary": "summary", "thinking": "thinking"}
 """What comes in pieces, and in which field; what is encrypted comes whole."""
 
 

@@ -62,6 +62,7 @@ class _Message(Struct, gc=False):
     reasoning_content: Any = None
     reasoning: Any = None
     reasoning_details: Any = None
+    thinking_blocks: Any = None
     refusal: Any = None
     tool_calls: list[_ToolCall] | _ToolCall | None = None
     function_call: _Function | None = None
@@ -192,8 +193,9 @@ class ChatParser:
                         _add_text(items, delta.reasoning_content or delta.reasoning, "reasoning")
                         if isinstance(delta.reasoning_content, str):
                             self._kept.thoughts.append(delta.reasoning_content)
-                    if delta.reasoning_details:
+                    if delta.reasoning_details or delta.thinking_blocks:
                         self._kept.add_details(delta.reasoning_details)
+                        self._kept.add_blocks(delta.thinking_blocks)
                     content = delta.content
                     if content:
                         if content.__class__ is str:
