@@ -128,7 +128,7 @@ async def main(number):
 """
 
 
-def test_many_processes_at_once_all_get_their_answer(models_dir):
-    ended = together(4, MANY.format(folder=str(models_dir)))
+def test_many_processes_at_once_all_get_their_answer(models_dir, zygote):
+    ended = together(zygote, 4, MANY.format(folder=str(models_dir)))
 
     assert [{"ok": 2}] * 4 == ended

@@ -13,10 +13,10 @@ import timeline.config
 from timeline import Event, Timeline, TurnEnd
 
 
-async def asked(opened: Timeline, prompt: str, *, direct: bool = False) -> tuple[list[str], str]:
+async def asked(opened: Timeline, prompt: str, *, direct: bool = False, max_tokens: int = 16) -> tuple[list[str], str]:
     """The tools that returned something, and the answer."""
     tools, text = [], ""
-    async with aclosing(opened.ask(prompt, direct=direct, max_tokens=16)) as items:
+    async with aclosing(opened.ask(prompt, direct=direct, max_tokens=max_tokens)) as items:
         async for item in items:
             if isinstance(item, Event) and item.type == "tool.returned":
                 tools.append(item.data.name)
@@ -36,13 +36,13 @@ async def test_the_right_tool_runs_and_its_fact_stands_in_the_answer(tmp_path: P
     config = timeline.config.load(environ={"TIMELINE_HOME": str(home), "HOME": str(tmp_path)}, cwd=work)
     with contextlib.chdir(work):
         async with Timeline.open(config=config) as opened:
-            await asked(opened, "Why is rust red?", direct=True)
+            await asked(opened, "Why is rust red?", direct=True, max_tokens=2)
             days = {datetime.now().astimezone().strftime("%A")}
             product = await asked(opened, "What is 12*7?")
             day = await asked(opened, "what day is it today?")
             line = await asked(opened, "read notes.txt and tell me the second line")
             past = await asked(opened, "what did I ask you about rust?")
-            joke, _ = await asked(opened, "Tell me a joke")
+            joke, _ = await asked(opened, "Tell me a joke", max_tokens=2)
             days.add(datetime.now().astimezone().strftime("%A"))
 
     assert [["calculator"], ["clock"], ["read_file"], ["search_timeline"], []] == [

@@ -1,20 +1,25 @@
-"""Many real processes that start at one moment, without paying for as many interpreters."""
+"""Code that runs in processes of its own: in many at one moment, in one, or in a new interpreter.
+
+But for the last it is forked from a process that has imported what it needs (`zygote.py`), which runs `main`.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from support.command import Zygote
 
 TESTS = Path(__file__).resolve().parents[1]
 
 _STARTER = """
-import asyncio, json, os, sys, traceback
-sys.path.insert(0, {tests!r})
-import timeline.store, timeline.projections, support.stores
+import asyncio, json, os, traceback
 worker = {{}}
 exec(compile({code!r}, "worker", "exec"), worker)
 count = {count}
@@ -45,22 +50,43 @@ for pid, reading in children:
 """
 
 
-def together(count: int, code: str) -> list[Any]:
+def together(zygote: Zygote, count: int, code: str) -> list[Any]:
     """What `async def main(number)`, defined by the code, gave in each of so many processes.
 
-    The modules are imported once, then the processes are forked, and all begin when the last one is there.
+    All begin when the last one is there.
 
     Returns:
         For each `{"ok": result}`, `{"error": class, "message": text}`, or None if it was killed.
     """
-    starter = _STARTER.format(tests=str(TESTS), count=count, code=textwrap.dedent(code))
-    done = subprocess.run([sys.executable, "-c", starter], capture_output=True, text=True, check=False, timeout=100)
+    done = forked(zygote, _STARTER.format(count=count, code=textwrap.dedent(code)))
     assert 0 == done.returncode, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def alone(code: str, *arguments: object, within: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run code in a new interpreter, `within` another command (`unshare`, …), with `support` on its path."""
+def forked(
+    zygote: Zygote, code: str, *arguments: object, apart: tuple[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a process; `apart` as of `support.command.Home.start`."""
+    from support.command import clean_environment
+
+    argv = ("support.processes", textwrap.dedent(code), *map(str, arguments))
+    with tempfile.TemporaryFile() as nothing, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        streams = [nothing.fileno(), out.fileno(), err.fileno()]
+        _, wait = zygote.start(argv, clean_environment(), TESTS, streams, apart=apart)
+        ended = wait(100)
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(argv, ended, out.read(), err.read())
+
+
+def alone(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run code in a new interpreter, with `support` on its path."""
     text = f"import sys; sys.path.insert(0, {str(TESTS)!r})\n{textwrap.dedent(code)}"
-    command = [*within, sys.executable, "-c", text, *map(str, arguments)]
+    command = [sys.executable, "-c", text, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+
+
+def main() -> None:
+    """Run the code in `sys.argv`, which sees the arguments after it."""
+    code, sys.argv = sys.argv[2], ["-c", *sys.argv[3:]]
+    exec(compile(code, "code", "exec"), {"__name__": "__main__", "sys": sys})

@@ -297,7 +297,7 @@ def test_what_a_text_without_tools_is_for(text: str, kind: str) -> None:
 
 
 @pytest.mark.model
-async def test_the_local_model_routes_texts_to_their_tools(models_dir: Path, tmp_path: Path) -> None:
+async def test_the_local_model_routes_texts_to_their_tools(loaded_model: EmbeddedProvider, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("one\ntwo\n")
     expected: dict[str, tuple[str, ...]] = {
         "What is 12*7?": ("calculator",),
@@ -314,16 +314,12 @@ async def test_the_local_model_routes_texts_to_their_tools(models_dir: Path, tmp
         "which month comes after the current one?": ("clock",),
         "can you remember things?": (),
     }
-    provider = EmbeddedProvider(models_dir=models_dir)
     found = {}
-    try:
-        for text in expected:
-            asked = small(text, *TOOLS.signals(text, Workspace(tmp_path)))
-            answer = await provider.make_request(replace(request(asked), model="smollm2"))
-            decision = decide(asked, answer)
-            found[text] = decision.tools if isinstance(decision, Decision) else decision
-            assert 0 < answer.tokens_output < 9
-    finally:
-        await provider.aclose()
+    for text in expected:
+        asked = small(text, *TOOLS.signals(text, Workspace(tmp_path)))
+        answer = await loaded_model.make_request(replace(request(asked), model="smollm2"))
+        decision = decide(asked, answer)
+        found[text] = decision.tools if isinstance(decision, Decision) else decision
+        assert 0 < answer.tokens_output < 9
 
     assert expected == found

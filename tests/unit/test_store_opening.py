@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
+import shlex
 import sqlite3
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.processes import alone
+from support.command import Zygote
+from support.processes import forked
 from support.stores import Scribe, TickingClock, force, look, opened, projections
 
 from timeline.errors import (
@@ -298,12 +300,10 @@ async def test_looking_at_read_models_of_another_release_says_so(tmp_path: Path)
 
 
 READ_ONLY_FOLDER = """
-import asyncio, subprocess
+import asyncio
 from pathlib import Path
 from support.stores import Scribe, opened
 folder = Path(sys.argv[1])
-subprocess.run(["mount", "--bind", folder, folder], check=True)
-subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
 
 async def main():
     async with opened(folder / "timeline.db", read_only=True) as store:
@@ -320,20 +320,20 @@ asyncio.run(main())
 """
 
 
-def unshare() -> tuple[str, ...]:
-    """A command that lets what follows mount without anybody else seeing it."""
-    command = ("unshare", "--mount") if os.geteuid() == 0 else ("unshare", "--mount", "--map-root-user")
-    if not shutil.which("unshare") or alone("", within=command).returncode:
+async def read_only_folder(zygote: Zygote, folder: Path) -> subprocess.CompletedProcess[str]:
+    where = shlex.quote(str(folder))
+    mount = f"mount --bind {where} {where} && mount -o remount,ro,bind {where}"
+    done = await asyncio.to_thread(forked, zygote, READ_ONLY_FOLDER, folder, apart=(mount, ""))
+    if done.returncode == 99:
         pytest.skip("no mount namespaces here")
-    return command
+    return done
 
 
-async def test_a_read_only_folder_is_read_and_never_written(tmp_path: Path) -> None:
-    within = unshare()
+async def test_a_read_only_folder_is_read_and_never_written(tmp_path: Path, zygote: Zygote) -> None:
     path = tmp_path / "ro" / "timeline.db"
     await appended(path, 3)
 
-    done = await asyncio.to_thread(alone, READ_ONLY_FOLDER, path.parent, within=within)
+    done = await read_only_folder(zygote, path.parent)
 
     seen, *errors = done.stdout.splitlines()
     assert "3 None" == seen, done.stderr
@@ -356,13 +356,12 @@ asyncio.run(main())
 """
 
 
-async def test_a_read_only_folder_shows_what_a_process_that_died_had_committed(tmp_path: Path) -> None:
-    within = unshare()
+async def test_a_read_only_folder_shows_what_a_process_that_died_had_committed(tmp_path: Path, zygote: Zygote) -> None:
     path = tmp_path / "ro" / "timeline.db"
-    assert 9 == (await asyncio.to_thread(alone, DIES, path)).returncode
+    assert 9 == (await asyncio.to_thread(forked, zygote, DIES, path)).returncode
     assert sqlite.wal_size(path) > 0
 
-    done = await asyncio.to_thread(alone, READ_ONLY_FOLDER, path.parent, within=within)
+    done = await read_only_folder(zygote, path.parent)
 
     assert done.stdout.startswith("3 None\n"), done.stderr
 
@@ -390,13 +389,13 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-async def test_what_belongs_to_somebody_else_is_named_in_one_sentence(passable: Path) -> None:
+async def test_what_belongs_to_somebody_else_is_named_in_one_sentence(passable: Path, zygote: Zygote) -> None:
     closed, listed = passable / "closed" / "timeline.db", passable / "listed" / "timeline.db"
     await appended(closed)
     await appended(listed)
     listed.parent.chmod(0o755)
 
-    done = await asyncio.to_thread(alone, NOBODY, closed, listed, listed.parent / "new.db")
+    done = await asyncio.to_thread(forked, zygote, NOBODY, closed, listed, listed.parent / "new.db")
 
     errors = done.stdout.splitlines()
     assert 3 == len(errors), done.stderr

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from support.command import Zygote
 from support.processes import alone, together
 from support.stores import Scribe, all_bytes, look, opened, projections, read_models
 
@@ -38,10 +39,10 @@ async def whole(path: Path, count: int) -> None:
         assert before == read_models(path)
 
 
-async def test_any_number_of_first_starts_at_once(tmp_path: Path) -> None:
+async def test_any_number_of_first_starts_at_once(tmp_path: Path, zygote: Zygote) -> None:
     path = tmp_path / "new" / "timeline.db"
     for before in (0, 16):
-        outcomes = together(16, APPEND.format(path=str(path)))
+        outcomes = together(zygote, 16, APPEND.format(path=str(path)))
 
         assert [] == [outcome for outcome in outcomes if "ok" not in (outcome or {})]
         positions, pids = zip(*(outcome["ok"] for outcome in outcomes), strict=True)
@@ -75,10 +76,10 @@ async def main(number):
 """
 
 
-async def test_appends_of_many_processes_interleave_whole(tmp_path: Path) -> None:
+async def test_appends_of_many_processes_interleave_whole(tmp_path: Path, zygote: Zygote) -> None:
     path = tmp_path / "timeline.db"
 
-    outcomes = together(6, CHATTER.format(path=str(path)))
+    outcomes = together(zygote, 6, CHATTER.format(path=str(path)))
 
     assert [] == [outcome for outcome in outcomes if "ok" not in (outcome or {})]
     every = sorted(position for outcome in outcomes for position in outcome["ok"])
@@ -109,10 +110,10 @@ async def main(number):
 """
 
 
-async def test_a_decision_is_atomic_across_processes(tmp_path: Path) -> None:
+async def test_a_decision_is_atomic_across_processes(tmp_path: Path, zygote: Zygote) -> None:
     path = tmp_path / "timeline.db"
 
-    outcomes = together(8, DECIDE.format(path=str(path)))
+    outcomes = together(zygote, 8, DECIDE.format(path=str(path)))
 
     assert [] == [outcome for outcome in outcomes if "ok" not in (outcome or {})]
     taken = Counter(slot for outcome in outcomes for slot in outcome["ok"])
@@ -139,10 +140,10 @@ async def main(number):
 """
 
 
-async def test_only_one_process_wins_each_expected_version(tmp_path: Path) -> None:
+async def test_only_one_process_wins_each_expected_version(tmp_path: Path, zygote: Zygote) -> None:
     path = tmp_path / "timeline.db"
 
-    outcomes = together(5, EXPECT.format(path=str(path)))
+    outcomes = together(zygote, 5, EXPECT.format(path=str(path)))
 
     (count,) = look(path, "SELECT count(*) FROM events")[0]
     assert count == sum(outcome["ok"] for outcome in outcomes)
@@ -186,10 +187,10 @@ async def main(number):
 """
 
 
-async def test_rebuild_backup_verify_and_forget_go_on_while_others_append(tmp_path: Path) -> None:
+async def test_rebuild_backup_verify_and_forget_go_on_while_others_append(tmp_path: Path, zygote: Zygote) -> None:
     path = tmp_path / "timeline.db"
 
-    outcomes = together(6, CARE.format(path=str(path)))
+    outcomes = together(zygote, 6, CARE.format(path=str(path)))
 
     names = [item.name for item in projections()._all]
     assert [[names] * 6, [None] * 6, [None] * 6, [3] * 3, 60, 60] == [
@@ -214,7 +215,7 @@ async def main(number):
 """
 
 
-async def test_a_rebuild_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_rebuild_that_is_killed_leaves_nothing(tmp_path: Path, zygote: Zygote) -> None:
     path = tmp_path / "timeline.db"
     scribe = Scribe()
     async with opened(path) as store:
@@ -223,7 +224,7 @@ async def test_a_rebuild_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     before = read_models(path)
     tables = look(path, "SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2")
 
-    checked, *killed = together(9, KILLED.format(path=str(path)))
+    checked, *killed = together(zygote, 9, KILLED.format(path=str(path)))
 
     assert {"ok": None} == checked
     assert [None] * 8 == killed
@@ -246,7 +247,9 @@ async def main(number):
 """
 
 
-async def test_forgetting_that_is_killed_leaves_a_whole_store_and_is_finished_by_doing_it_again(tmp_path: Path) -> None:
+async def test_forgetting_that_is_killed_leaves_a_whole_store_and_is_finished_by_doing_it_again(
+    tmp_path: Path, zygote: Zygote
+) -> None:
     path = tmp_path / "timeline.db"
     scribe = Scribe()
     async with opened(path) as store:
@@ -255,7 +258,7 @@ async def test_forgetting_that_is_killed_leaves_a_whole_store_and_is_finished_by
             for _ in range(20):
                 store.enqueue(scribe.turn(f"session {n}", prompt=f"secret {n}"), contents=[f"secret {n}"])
 
-    assert [None] * 8 == together(8, KILLED_FORGETTING.format(path=str(path)))
+    assert [None] * 8 == together(zygote, 8, KILLED_FORGETTING.format(path=str(path)))
 
     async with opened(path) as store:
         assert (await store.verify()).problem is None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, event
-from support.processes import alone
+from support.command import Zygote
+from support.processes import forked
 from support.stores import Scribe, TickingClock, look, opened
 
 from timeline.errors import StoreFull
@@ -117,7 +120,6 @@ from support.stores import Scribe, opened, read_models
 from timeline.errors import StoreFull
 
 folder = Path(sys.argv[1])
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=" + sys.argv[2], "tmpfs", folder], check=True)
 path, ballast = folder / "timeline.db", folder / "ballast"
 scribe = Scribe()
 
@@ -192,10 +194,8 @@ asyncio.run(main())
 )
 
 
-def test_a_full_file_system_loses_nothing_and_goes_on_when_there_is_space(tmp_path: Path) -> None:
-    within = unshare()
-
-    done = alone(FULL_DISK, tmp_path, "3m", within=within)
+def test_a_full_file_system_loses_nothing_and_goes_on_when_there_is_space(tmp_path: Path, zygote: Zygote) -> None:
+    done = on_a_disk_of("3m", zygote, FULL_DISK, tmp_path)
 
     assert 2 == len(done.stdout.splitlines()), done.stdout + done.stderr
     kept, new = done.stdout.splitlines()
@@ -235,26 +235,19 @@ asyncio.run(main())
 )
 
 
-def test_a_log_that_there_is_no_room_to_empty_ends_nothing_and_is_emptied_later(tmp_path: Path) -> None:
-    within = unshare()
-
-    done = alone(NO_ROOM_TO_EMPTY_THE_LOG, tmp_path, "24m", within=within)
+def test_a_log_that_there_is_no_room_to_empty_ends_nothing_and_is_emptied_later(tmp_path: Path, zygote: Zygote) -> None:
+    done = on_a_disk_of("24m", zygote, NO_ROOM_TO_EMPTY_THE_LOG, tmp_path)
 
     assert "['timeline.db', 'timeline.db.lock']\n" == done.stdout, done.stderr
 
 
-def unshare() -> tuple[str, ...]:
-    """A command that lets what follows mount without anybody else seeing it."""
-    command = ("unshare", "--mount")
-    try:
-        possible = alone(
-            "import subprocess; subprocess.run(['mount', '-t', 'tmpfs', 'x', '/mnt'], check=True)", within=command
-        )
-    except OSError:
-        pytest.skip("there is no unshare here")
-    if possible.returncode:
+def on_a_disk_of(size: str, zygote: Zygote, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the code where a file system of this size is mounted at the folder."""
+    mount = f"mount -t tmpfs -o size={size} tmpfs {shlex.quote(str(folder))}"
+    done = forked(zygote, code, folder, apart=(mount, ""))
+    if done.returncode == 99:
         pytest.skip("no file systems can be mounted here")
-    return command
+    return done
 
 
 # ------------------------------------------------------------------ the write-ahead log
