@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,7 @@ class Zygote:
             with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), self._connect():
                 break
             assert self._process.poll() is None, "the zygote died"
+            time.sleep(0.02)
 
     def _connect(self) -> socket.socket:
         asking = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

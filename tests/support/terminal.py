@@ -110,10 +110,11 @@ class Terminal:
     @property
     def lines(self) -> list[str]:
         """All lines that can be scrolled back to, without the blanks at their end."""
-        above = [
-            "".join(line[column].data for column in range(self.screen.columns)) for line in self.screen.history.top
-        ]
-        return [line.rstrip() for line in (*above, *self.screen.display)]
+        screen = self.screen
+        drawn = (*screen.history.top, *(screen.buffer[row] for row in range(screen.lines)))
+        # A line knows the cells in which something was drawn.
+        ends = (min(max(line, default=-1) + 1, screen.columns) for line in drawn)
+        return ["".join(line[at].data for at in range(end)).rstrip() for line, end in zip(drawn, ends, strict=True)]
 
     @property
     def text(self) -> str:
