@@ -1,13 +1,48 @@
-"""A screen in this process: a console that draws on an emulated terminal, for what is drawn without a command."""
+"""A screen in this process: an emulated terminal, and a console that draws on it what is drawn without a command."""
 
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pyte
 from rich.console import Console
 
-__all__ = ["Screen"]
+__all__ = ["Emulator", "Screen"]
+
+
+class Emulator(pyte.Screen):
+    """A terminal that remembers the lines that have left it at its top.
+
+    pyte's own, which can also scroll back to them, looks at each attribute twice, and takes twice the time.
+    """
+
+    def reset(self) -> None:
+        super().reset()
+        self.above: list[Any] = []
+
+    def index(self) -> None:
+        top, bottom = self.margins or (0, self.lines - 1)
+        if self.cursor.y == bottom:
+            self.above.append(self.buffer[top])
+        super().index()
+
+    def erase_in_display(self, how: int = 0, *args: Any, **more: Any) -> None:
+        super().erase_in_display(how, *args, **more)
+        if how == 3:
+            self.above.clear()
+
+    @property
+    def rows(self) -> list[Any]:
+        """All lines that can be scrolled back to, and those on the screen: the cells of each."""
+        return [*self.above, *(self.buffer[row] for row in range(self.lines))]
+
+    @property
+    def texts(self) -> list[str]:
+        """The same as texts, without the blanks at their ends."""
+        # A line knows the cells in which something was drawn.
+        ends = [min(max(row, default=-1) + 1, self.columns) for row in self.rows]
+        return ["".join(row[at].data for at in range(end)).rstrip() for row, end in zip(self.rows, ends, strict=True)]
 
 
 class Screen(io.StringIO):
@@ -22,7 +57,7 @@ class Screen(io.StringIO):
 
     def __init__(self, columns: int = 80, rows: int = 24, color: str = "256") -> None:
         super().__init__()
-        self.emulator = pyte.HistoryScreen(columns, rows, history=100_000, ratio=0.5)
+        self.emulator = Emulator(columns, rows)
         self.emulator.set_mode(pyte.modes.LNM)
         self._stream = pyte.Stream(self.emulator)
         self.frames: list[str] = []
@@ -51,8 +86,7 @@ class Screen(io.StringIO):
     @property
     def lines(self) -> list[str]:
         """All lines that can be scrolled back to, without the blanks at their end."""
-        above = ["".join(line[x].data for x in range(self.emulator.columns)) for line in self.emulator.history.top]
-        lines = [line.rstrip() for line in (*above, *self.emulator.display)]
+        lines = self.emulator.texts
         while lines and not lines[-1]:
             lines.pop()
         return lines
@@ -60,8 +94,5 @@ class Screen(io.StringIO):
     @property
     def cells(self) -> list[list[tuple[str, str, bool]]]:
         """Each cell of all lines: its character, colour, and whether it is bold."""
-        emulator = self.emulator
-        rows = [*emulator.history.top, *(emulator.buffer[y] for y in range(emulator.lines))]
-        return [[(row[x].data, row[x].fg, row[x].bold) for x in range(emulator.columns)] for row in rows][
-            : len(self.lines)
-        ]
+        columns, rows = self.emulator.columns, self.emulator.rows[: len(self.lines)]
+        return [[(row[x].data, row[x].fg, row[x].bold) for x in range(columns)] for row in rows]

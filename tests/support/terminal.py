@@ -18,6 +18,7 @@ from typing import Self
 import pyte
 
 from support.command import Home
+from support.screens import Emulator
 
 __all__ = ["Terminal"]
 
@@ -38,7 +39,7 @@ class Terminal:
         self, home: Home, *argv: str, columns: int = 80, rows: int = 24, env: Mapping[str, str] | None = None
     ) -> None:
         self.raw = b""
-        self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=0.5)
+        self.screen = Emulator(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self._ours, theirs = pty.openpty()
         self._resize(columns, rows)
@@ -110,11 +111,7 @@ class Terminal:
     @property
     def lines(self) -> list[str]:
         """All lines that can be scrolled back to, without the blanks at their end."""
-        screen = self.screen
-        drawn = (*screen.history.top, *(screen.buffer[row] for row in range(screen.lines)))
-        # A line knows the cells in which something was drawn.
-        ends = (min(max(line, default=-1) + 1, screen.columns) for line in drawn)
-        return ["".join(line[at].data for at in range(end)).rstrip() for line, end in zip(drawn, ends, strict=True)]
+        return self.screen.texts
 
     @property
     def text(self) -> str:
