@@ -78,11 +78,11 @@ def test_ascii_where_nothing_else_will_do(told: Home, argv: tuple[str, ...], env
 def test_a_sign_that_the_output_does_not_know_is_replaced_not_a_traceback(home: Home) -> None:
     Recording(home, percent_and_day(["Наука"])).until()
 
-    result = home.run("replay", "last", env={"PYTHONIOENCODING": "latin-1"}, fresh=True)
+    result = home.run("replay", "last", env={"PYTHONIOENCODING": "latin-1"})
 
     assert (0, "", b"?????") == (result.code, result.err, result.raw.splitlines()[-1])
     assert b"* Cognition  1.9s  412 in 61 out  free" in result.raw.splitlines()
-    told = home.run("sessions", "show", "last", "--json", env={"PYTHONIOENCODING": "latin-1"}, fresh=True)
+    told = home.run("sessions", "show", "last", "--json", env={"PYTHONIOENCODING": "latin-1"})
     assert "Наука" == json.loads(told.raw)["turns"][0]["answer"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,12 +86,10 @@ def test_any_text_is_sent_recorded_and_shown_as_it_is(home: Home, backend: Backe
 
 
 def test_words_that_are_no_text_are_refused(home: Home, backend: Backend) -> None:
-    argv = [sys.executable, "-m", "timeline_cli", "ask", b"bad \xff byte"]
-    done = subprocess.run(argv, env=home.env, cwd=home.work, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    result = home.run("ask", os.fsdecode(b"bad \xff byte"))
 
-    assert (2, b"") == (done.returncode, done.stdout)
-    assert 1 == len(done.stderr.splitlines())
-    assert b"is not UTF-8 text" in done.stderr
+    assert (2, "", 1) == (result.code, result.out, len(result.err.splitlines()))
+    assert "is not UTF-8 text" in result.err
     assert [] == backend.requests
 
 
@@ -196,32 +195,44 @@ def shell(home: Home, command: str) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "out"),
+    ("argv", "closed", "code", "out"),
     [
-        ("timeline ask hi <&-", 0, b"Yes\n"),
-        ("timeline ask <&-", 2, b""),
-        ("timeline ask hi >&-", 0, b""),
-        ("timeline ask hi 2>&-", 0, b"Yes\n"),
-        ("timeline ask hi <&- >&- 2>&-", 0, b""),
+        (("hi",), (0,), 0, "Yes\n"),
+        ((), (0,), 2, ""),
+        (("hi",), (1,), 0, ""),
+        (("hi",), (2,), 0, "Yes\n"),
+        (("hi",), (0, 1, 2), 0, ""),
     ],
 )
-def test_closed_standard_streams_hurt_nobody(home: Home, backend: Backend, command: str, code: int, out: bytes) -> None:
-    done = shell(home, command)
+def test_closed_standard_streams_hurt_nobody(
+    home: Home, argv: tuple[str, ...], closed: tuple[int, ...], code: int, out: str
+) -> None:
+    result = home.run("ask", *argv, closed=closed)
 
-    assert (code, out) == (done.returncode, done.stdout)
-    assert len(done.stderr.splitlines()) <= 1
+    assert (code, out) == (result.code, result.out)
+    assert len(result.err.splitlines()) <= (2 not in closed)
     if code == 0:
         assert "response.completed" == home.end()["type"]
         assert 0 == home.run("store", "verify").code
 
 
-@pytest.mark.parametrize("options", ["", "--json"], ids=["text", "json"])
-def test_output_without_room_is_said_and_recorded(home: Home, options: str) -> None:
+def test_an_interpreter_without_any_standard_stream_works_all_the_same(home: Home) -> None:
+    done = shell(home, "timeline ask hi <&- >&- 2>&-")
+
+    assert (0, b"", b"") == (done.returncode, done.stdout, done.stderr)
+    assert "response.completed" == home.end()["type"]
+    assert 0 == home.run("store", "verify").code
+
+
+@pytest.mark.parametrize(("options", "fresh"), [((), True), (("--json",), False)], ids=["text", "json"])
+def test_output_without_room_is_said_and_recorded(home: Home, options: tuple[str, ...], fresh: bool) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
 
-    done = shell(home, f"timeline ask hi {options} >/dev/full")
+    with Path("/dev/full").open("wb") as full:
+        process = home.start("ask", "hi", *options, stdout=full, fresh=fresh)
 
-    assert (1, 1) == (done.returncode, len(done.stderr.splitlines()))
-    assert b"No space left on device" in done.stderr
+        assert 1 == process.wait()
+    assert 1 == len(process.errors().splitlines())
+    assert "No space left on device" in process.errors()
     assert home.end()["type"] in ("call.interrupted", "response.completed")

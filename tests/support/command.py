@@ -189,11 +189,13 @@ class Zygote:
         terminal: bool = False,
         umask: int | None = None,
         apart: tuple[str, str] | None = None,
+        closed: Sequence[int] = (),
     ) -> tuple[int, Callable[[float], int]]:
         """Start a run on three file descriptors, a terminal it shall control or not; its pid, and how to wait for it."""
         asking = self._connect()
         asking.settimeout(30)
-        job = {"argv": argv, "env": dict(env), "cwd": str(cwd), "terminal": terminal, "umask": umask, "apart": apart}
+        job = {"argv": argv, "env": dict(env), "cwd": str(cwd), "terminal": terminal, "umask": umask}
+        job |= {"apart": apart, "closed": closed}
         line = json.dumps(job).encode() + b"\n"
         asking.sendall(line[socket.send_fds(asking, [line], streams) :])
         answers = asking.makefile("r")
@@ -264,13 +266,14 @@ class Home:
         env: Mapping[str, str] | None = None,
         fresh: bool = False,
         apart: tuple[str, str] | None = None,
+        closed: Sequence[int] = (),
         timeout: float = 30,
     ) -> Result:
-        """Run a command to its end; `apart` as of `start`."""
+        """Run a command to its end; `apart` and `closed` as of `start`."""
         with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as out:
             source.write(stdin.encode() if isinstance(stdin, str) else stdin)
             source.seek(0)
-            process = self.start(*argv, stdin=source, stdout=out, env=env, fresh=fresh, apart=apart)
+            process = self.start(*argv, stdin=source, stdout=out, env=env, fresh=fresh, apart=apart, closed=closed)
             code = process.wait(timeout)
             out.seek(0)
             return Result(code, out.read(), process.errors())
@@ -283,6 +286,7 @@ class Home:
         env: Mapping[str, str] | None = None,
         fresh: bool = False,
         apart: tuple[str, str] | None = None,
+        closed: Sequence[int] = (),
     ) -> Process:
         """Begin to run a command, its output a pipe unless `stdout` is a file or descriptor.
 
@@ -292,6 +296,7 @@ class Home:
             fresh: In a new interpreter.
             apart: Shell scripts that run before and after it in a mount namespace of its own. It ends with 99 where the
                 first fails, or where there can't be one; not for a fresh one.
+            closed: Which of its standard streams are; not for a fresh one.
         """
         stderr = tempfile.TemporaryFile()  # noqa: SIM115
         env = {**self.env, **(env or {})}
@@ -316,7 +321,7 @@ class Home:
                 if stdin == subprocess.DEVNULL:
                     stdin = ours.enter_context(Path(os.devnull).open("rb"))
                 streams = [_number(stdin), _number(stdout), stderr.fileno()]
-                pid, wait = self._zygote.start(argv, env, self.work, streams, apart=apart)
+                pid, wait = self._zygote.start(argv, env, self.work, streams, apart=apart, closed=closed)
             process = Process(pid, wait, reading, stderr)
         self._open.append(process)
         return process
