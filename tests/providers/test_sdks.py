@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -11,7 +13,11 @@ from support.recordings import KEY, Recording, answers, provider_for, request
 from timeline.providers import LLMResponse, collect
 from timeline.providers.base import parse_arguments
 
-openai, anthropic, groq, ollama = map(pytest.importorskip, ("openai", "anthropic", "groq", "ollama"))
+VENDORS = ("openai", "anthropic", "groq", "ollama")
+# Importing some of them, only to find that another is missing, takes seconds.
+if missing := [name for name in VENDORS if find_spec(name) is None]:
+    pytest.skip(f"not installed: {', '.join(missing)}", allow_module_level=True)
+openai, anthropic, groq, ollama = map(import_module, VENDORS)
 
 pytestmark = pytest.mark.skipif(not answers("sse"), reason="the recordings aren't beside the repository")
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
