@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timeline.providers.anthropic import MessagesParser
 from timeline.providers.base import Delta
+from timeline.providers.chat_parser import ChatParser
 from timeline.providers.failures import Head, Speaker
-from timeline.providers.openai import ChatParser
+from timeline.providers.messages_parser import MessagesParser
 from timeline.providers.repetition import Repetition
 
 HEAD = Head(Speaker("t", "http://t", "", (), ""), 200, {}, 0, "m")

@@ -142,7 +142,7 @@ def last_items(head: Head, framer: Framer, parser: Parser) -> Iterator[Item]:
 def whole_items(parser: Parser, payload: bytes) -> Iterator[Item]:
     """The items of an answer that wasn't asked to be streamed, though some servers stream it all the same."""
     payloads = [payload]
-    if payload.lstrip()[:5] in (b"data:", b"event"):
+    if payload.lstrip().startswith((b"data:", b"event:", b":")):
         framer = SSEFramer()
         payloads = [*framer.feed(payload), *framer.end()]
     for each in payloads:
