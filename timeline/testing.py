@@ -28,7 +28,8 @@ from timeline.providers.base import (
     UsageReport,
     collect,
 )
-from timeline.providers.contract import Boundary, Guarded, broken, check_class
+from timeline.providers.contract import Boundary, broken, check_class
+from timeline.providers.guarded import Guarded
 
 __all__ = ["Outcome", "ProviderContract", "ScriptedProvider", "outcomes"]
 

@@ -32,7 +32,8 @@ from timeline.providers import (
     UsageReport,
 )
 from timeline.providers.base import Besides
-from timeline.providers.contract import RULES, STATIC_RULES, Guarded, check_class
+from timeline.providers.contract import RULES, STATIC_RULES, check_class
+from timeline.providers.guarded import Guarded
 
 REQUEST = LLMRequest("m", [{"role": "user", "content": "hi"}])
 USED = UsageReport(Usage(input=1, output=1), {})

@@ -123,7 +123,7 @@ async def test_a_whole_answer_streamed_and_not(dialect):
 @pytest.mark.parametrize("before", [b"", b"\n\n", b": waiting\n\n", b"event: x\n"])
 async def test_an_answer_that_is_streamed_though_nobody_asked_for_that(before):
     pieces = [*first_pieces("openai"), *last_pieces("openai")]
-    async with serving(Reply([before, *pieces][not before :]), dialect="openai") as server:
+    async with serving(Reply([piece for piece in (before, *pieces) if piece]), dialect="openai") as server:
         provider = provider_for("openai", server.url)
         answer = await provider.make_request(request())
         await provider.aclose()

@@ -21,7 +21,8 @@ from timeline.errors import ConfigError, MissingKey, NotFound, PluginError, Time
 from timeline.events import CallFailed
 from timeline.providers import Delta, LLMRequest, OllamaProvider, OpenAIProvider, Timeouts, collect
 from timeline.providers.address import key_mark
-from timeline.providers.contract import RULES, Guarded
+from timeline.providers.contract import RULES
+from timeline.providers.guarded import Guarded
 from timeline.providers.plugins import Listed, listing, make_provider, validate
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 
 from timeline.errors import NetworkError, PluginError, RateLimited
 from timeline.providers import Delta, Finish, LLMProvider, LLMRequest, ModelInfo, UsageReport, collect
-from timeline.providers.contract import Guarded
+from timeline.providers.guarded import Guarded
 from timeline.testing import Outcome, ProviderContract, ScriptedProvider, outcomes
 
 REQUEST = LLMRequest("m", [{"role": "user", "content": "hi there"}])

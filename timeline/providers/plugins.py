@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from timeline.config import Config, ResolvedProvider
     from timeline.providers.base import Capabilities, LLMProvider
-    from timeline.providers.contract import Guarded, Problem
+    from timeline.providers.contract import Problem
+    from timeline.providers.guarded import Guarded
 
 __all__ = [
     "SETTINGS",
@@ -246,7 +247,8 @@ def _built_in_class(kind: str) -> Any:
 
 
 def _from_plugin(resolved: ResolvedProvider) -> Guarded:
-    from timeline.providers.contract import Boundary, Guarded, broken, check_class
+    from timeline.providers.contract import Boundary, broken, check_class
+    from timeline.providers.guarded import Guarded
 
     plugin = resolved.kind
     found = _import(*_find(plugin))
