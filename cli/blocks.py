@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
@@ -42,6 +41,9 @@ class Answer:
     """An answer's Markdown, made harmless; its bullets and rules in ASCII where nothing else will do."""
 
     def __init__(self, text: str, console: Console) -> None:
+        # With a parser and a highlighter, which whoever writes into a file can do without.
+        from rich.markdown import Markdown
+
         self._markdown = Markdown(output.harmless(text, console))
         self._ascii = signs(console) is ASCII
 

@@ -8,13 +8,13 @@ import pytest
 from support.answers import answer
 from support.command import Backend, Home
 
-SLOW = ("pydantic", "sqlalchemy.orm", "httpx", "rich", "sqlalchemy", "timeline.cognition")
+SLOW = ("pydantic", "sqlalchemy.orm", "httpx", "rich.markdown", "rich", "sqlalchemy", "timeline.cognition")
 """What takes longest; the last stands for all that asks models."""
 
 
 def imported(home: Home, *argv: str) -> set[str]:
     """The modules that a command imports."""
-    done = home.run(*argv, env={"PYTHONPROFILEIMPORTTIME": "1"}, fresh=True)
+    done = home.run(*argv, env={"PYTHONPROFILEIMPORTTIME": "1"}, fresh=True, timeout=90)
 
     assert 0 == done.code, done.err
     return set(re.findall(r"^import time:.*\| +(\S+)$", done.err, re.MULTILINE))
@@ -28,7 +28,8 @@ def imported(home: Home, *argv: str) -> set[str]:
         ("config", "path"): (),
         ("report", "--json", "--by", "model", "--since", "7d"): ("sqlalchemy",),
         ("search", "why"): ("sqlalchemy", "rich"),
-        ("ask", "-m", "t:m", "why"): SLOW[2:],
+        ("replay", "last"): ("sqlalchemy", "rich"),
+        ("ask", "-m", "t:m", "why"): ("sqlalchemy", "rich", "httpx", "timeline.cognition"),
     }.items(),
 )
 def test_a_command_imports_nothing_slow_that_it_can_do_without(
