@@ -25,7 +25,7 @@ from timeline.runtime import Timeline
 from timeline.store import Verification
 
 KILLS = 100
-AT_ONCE = 4
+AT_ONCE = 5
 PIECES = 60
 PAUSE = 0.012
 WINDOW = 0.1

@@ -52,8 +52,8 @@ def test_fifty_processes_at_once_on_a_fresh_home_and_again_on_the_file(home: Hom
 def test_whole_interpreters_at_once_on_a_fresh_home(home: Home, backend: Backend) -> None:
     backend.says(echo)
 
-    ask(home, 0, 4, fresh=True)
-    check(home, 4)
+    ask(home, 0, 3, fresh=True)
+    check(home, 3)
 
 
 def test_one_session_takes_turns_of_many_processes(home: Home, backend: Backend) -> None:
