@@ -129,6 +129,13 @@ def test_the_http_library_reads_the_same_whatever_arrives_and_however_it_is_cut(
     assert understood(pieces, None) == understood(pieces, Coalescer())
 
 
+def test_interim_responses_without_number():
+    response = b"HTTP/1.1 100 Continue\r\n\r\n" * 2000 + HEAD + chunk(b"one ") + chunk(b"two") + b"0\r\n\r\n"
+    pieces = [response[begin : begin + 1000] for begin in range(0, len(response), 1000)]
+
+    assert [(b"one two", "end")] * 2 == [understood([response], Coalescer()), understood(pieces, Coalescer())]
+
+
 def test_every_cut_of_a_response():
     response = HEAD + chunk(b"data: one\r\n\r\n") + chunk(b"\r\n") + chunk(b"0\r\n\r\n") + b"0\r\n\r\n"
     for first in range(1, len(response)):

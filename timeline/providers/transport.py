@@ -59,23 +59,22 @@ class Coalescer:
 
     def feed(self, data: bytes) -> bytes:
         """What to give on of what was read; empty where that is nothing yet."""
-        if self._passing:
-            return data
         if self._head is None:
-            return self._joined(data)
-        self._head += data
-        end = _HEAD_END.search(self._head)
-        if end is None:
-            return data
-        body = len(data) - (len(self._head) - end.end())
-        head = self._head[: end.end()]
-        if head.startswith(b"HTTP/1.1 1"):
-            # An interim response: the next one follows.
-            self._head = b""
-            return data[:body] + self.feed(data[body:])
-        self._head = None
-        self._passing = _CHUNKED.search(head) is None
-        return data[:body] + self.feed(data[body:])
+            return data if self._passing else self._joined(data)
+        begin = len(self._head)
+        heads = self._head + data
+        position = 0
+        while end := _HEAD_END.search(heads, position):
+            head = heads[position : end.end()]
+            position = end.end()
+            # Behind an interim response, the next one follows.
+            if not head.startswith(b"HTTP/1.1 1"):
+                self._head = None
+                self._passing = _CHUNKED.search(head) is None
+                body = position - begin
+                return data[:body] + self.feed(data[body:])
+        self._head = heads[position:]
+        return data
 
     def _joined(self, data: bytes) -> bytes:
         if self._rest:
