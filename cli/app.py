@@ -149,9 +149,10 @@ def _taken(parameter: Any, convert: Callable[[Any, Any], Any], context: Any, val
 
 def _is_ready(parameter: Any, value: Any) -> bool:
     """Whether a value is what the command's function takes already."""
-    wanted = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
-    if wanted is None:
+    described: Any = getattr(parameter, "type_descriptor", None)
+    if described is None or described.parameter_info.parser is not None:
         return False
+    wanted = described.annotation
     if value is None or value is parameter.default:
         return not parameter.required
     if get_origin(wanted) is Literal:
