@@ -23,6 +23,7 @@ from timeline.events import (
     RequestSent,
     ResponseCompleted,
     SessionRedacted,
+    Source,
     Usage,
 )
 from timeline.llm.manager import LLMManager
@@ -106,6 +107,19 @@ async def test_an_equal_request_is_answered_from_the_log_and_costs_nothing(cache
     for name in ("content", "reasoning", "finish_reason", "model"):
         assert getattr(first.end.response, name) == getattr(second.end.response, name)
     assert Usage() == second.end.response.usage
+
+
+async def test_a_hit_and_who_follows_name_the_sources_of_the_answer_and_why_it_ended(cached: Cached) -> None:
+    pages = (Source("https://a.example", "A"),)
+    cached.provider = ScriptedProvider(["Yes", 0.3, Finish("stop", explanation="Why", sources=pages)], local=False)
+
+    asking = asyncio.create_task(cached.ask())
+    await cached.one_asked()
+    outcomes = [await cached.ask(), await asking, await cached.ask()]
+
+    assert (1, [1, 0, 1]) == (cached.asked, [len(outcome.data(CallCacheHit)) for outcome in outcomes])
+    responses = [outcome.end.response for outcome in outcomes if outcome.end and outcome.end.response]
+    assert [(pages, "Why")] * 3 == [(response.sources, response.explanation) for response in responses]
 
 
 async def test_a_hit_is_no_source_of_its_own(cached: Cached) -> None:

@@ -33,6 +33,7 @@ from timeline.events import (
     Event,
     EventData,
     NewEvent,
+    ResponseAnnotated,
     ResponseCompleted,
 )
 from timeline.llm.admission import Admission, Admitted, Chain, Following, Hit, Option, Refused, Waiting
@@ -42,7 +43,7 @@ from timeline.llm.retry import Again, GiveUp, Next, after_failure
 from timeline.llm.router import Candidate
 from timeline.projections.cache import WHOLE
 from timeline.projections.calls import OpenAttempt
-from timeline.providers.base import Collector, Delta, Finish, Item, LLMProvider, LLMRequest
+from timeline.providers.base import Collector, Delta, Finish, FinishReason, Item, LLMProvider, LLMRequest
 from timeline.store import EventStore, is_alive
 
 __all__ = ["CallContext", "CallEnd", "LLMManager", "Superseded", "deltas_of"]
@@ -332,26 +333,30 @@ class LLMManager:
 
     async def _recorded(self, chain: Chain, hit: Hit) -> AsyncGenerator[Delta | CallEnd]:
         """The answer as the log has it."""
-        collector, source = Collector(), hit.source
+        collector, source, told = Collector(), hit.source, ResponseAnnotated()
         async for event in self._store.read(
             call_id=source.call_id, after=source.first_position, until=source.last_position
         ):
             for delta in deltas_of(event, source.attempt):
                 collector.add(delta)
                 yield delta
-        yield self._borrowed(chain, collector, hit.data)
+            if isinstance(event.data, ResponseAnnotated) and event.data.attempt == source.attempt:
+                told = event.data
+        yield self._borrowed(chain, collector, hit.data, told)
 
     async def _followed(
         self, chain: Chain, source: OpenAttempt
     ) -> AsyncGenerator[Delta | Event | Superseded | CallEnd]:
         """The answer as somebody else is getting it; without a `CallEnd` where that came to nothing."""
-        collector, shown = Collector(), False
+        collector, shown, told = Collector(), False, ResponseAnnotated()
         async with aclosing(self._follow(chain, source)) as followed:
             async for item in followed:
                 if isinstance(item, Delta):
                     shown = chain.context.shown
                     collector.add(item)
                     yield item
+                elif isinstance(item, ResponseAnnotated):
+                    told = item
                 elif isinstance(item, TimelineError):
                     chain.error = chain.error or item
                     if (rerouted := self._pass_on(chain, chain.options[1:], item.kind)) is None:
@@ -363,7 +368,7 @@ class LLMManager:
                     data = self._hit(chain, source, item)
                     for event in await self._store.append([self._admission.new(chain, data)]):
                         yield event
-                    yield self._borrowed(chain, collector, data)
+                    yield self._borrowed(chain, collector, data, told)
                     return
                 else:
                     # The next one would be no better to follow.
@@ -372,8 +377,9 @@ class LLMManager:
             yield Superseded()
 
     @staticmethod
-    def _borrowed(chain: Chain, collector: Collector, data: CallCacheHit) -> CallEnd:
-        collector.add(Finish("length" if data.finish_reason == "length" else "stop", model=data.model))
+    def _borrowed(chain: Chain, collector: Collector, data: CallCacheHit, told: ResponseAnnotated) -> CallEnd:
+        reason: FinishReason = "length" if data.finish_reason == "length" else "stop"
+        collector.add(Finish(reason, model=data.model, explanation=told.explanation, sources=told.sources))
         response = collector.response(provider=data.provider or "", model=data.model or "")
         return CallEnd(chain.call_id, data, response.content, response=response)
 
@@ -391,7 +397,7 @@ class LLMManager:
 
     async def _follow(
         self, chain: Chain, source: OpenAttempt
-    ) -> AsyncGenerator[Delta | ResponseCompleted | TimelineError]:
+    ) -> AsyncGenerator[Delta | ResponseAnnotated | ResponseCompleted | TimelineError]:
         """What another process, or another task of this one, records of an attempt; ends early where that fails.
 
         Last comes its end, or the error that the call's time is over before the first words.
@@ -405,6 +411,8 @@ class LLMManager:
                     words = True
                     yield delta
                 data = event.data
+                if isinstance(data, ResponseAnnotated) and data.attempt == source.attempt:
+                    yield data
                 if isinstance(data, ResponseCompleted) and data.attempt == source.attempt:
                     yield data
                     return
