@@ -426,6 +426,13 @@ async def test_the_pages_that_an_answer_cites_are_told():
         assert "So it is." == response.content
 
 
+async def test_no_page_that_an_answer_cites_repeats_the_key():
+    text = {"type": "text", "text": "x", "citations": [{"url": f"https://a/?key={KEY}", "title": KEY}]}
+    response = await answer(start(), block(0, **text), stop(0), *ending())
+
+    assert (Source("https://a/?key=[key]", "[key]"),) == response.sources
+
+
 async def test_why_it_refuses_is_told():
     details = {"type": "refusal", "category": "cyber", "explanation": "It was blocked\nunder the policy."}
     refusal = {"type": "message_delta", "delta": {"stop_reason": "refusal", "stop_details": details}, "usage": {}}

@@ -20,7 +20,7 @@ from timeline.errors import (
     RateLimited,
     StoreError,
 )
-from timeline.events import RateLimit, Usage
+from timeline.events import RateLimit, Source, Usage
 from timeline.providers import (
     Delta,
     Finish,
@@ -294,6 +294,24 @@ async def test_error_that_spells_a_key_in_its_own_way_is_refused() -> None:
         with pytest.raises(PluginError, match=r"repeats a key") as refused:
             await stream(guarded(Plugin(error), KEY))
         assert KEY not in str(refused.value)
+
+
+async def test_no_key_comes_through_with_an_answer() -> None:
+    sources = (Source(f"https://a/?key={KEY}", f"{KEY} found"), Source("https://b"))
+    found = (Source("https://a/?key=[key]", "[key] found"), Source("https://b"))
+    used = UsageReport(Usage(), {"by": [KEY], KEY: {"n": 1}}, f"tier {KEY}")
+    done = Finish("content_filter", f"no {KEY}", "m", KEY, explanation=f"refused {KEY}", sources=sources)
+    whole = response(explanation=f"for {KEY}", sources=sources, raw_usage={"by": KEY}, request_id=KEY)
+    provider = guarded(Plugin(Delta("No"), used, done, response=whole), KEY)
+
+    assert [
+        Delta("No"),
+        UsageReport(Usage(), {"by": ["[key]"], "[key]": {"n": 1}}, "tier [key]"),
+        Finish("content_filter", "no [key]", "m", "[key]", explanation="refused [key]", sources=found),
+    ] == await stream(provider)
+    assert response(
+        explanation="for [key]", sources=found, raw_usage={"by": "[key]"}, request_id="[key]", provider="mine"
+    ) == await provider.make_request(REQUEST)
 
 
 # ------------------------------------------------------------------ cancellation

@@ -522,6 +522,17 @@ async def test_the_pages_that_an_answer_names_are_told_once_each_in_their_order(
     assert () == (await answer(chunk({"content": "x", "annotations": "?"}, "stop", citations="?"))).sources
 
 
+async def test_no_source_repeats_the_key_plain_or_as_addresses_spell_it():
+    key = "sk/a+b="
+    found = [{"url": f"https://a/?key={key}", "title": f"for {key}"}, {"url": "https://b/sk%2Fa%2Bb%3D"}]
+    async with Server(Reply.sse(chunk({"content": "x"}, "stop", search_results=found))) as server:
+        provider = OpenAIProvider(key, server.url)
+        response = await collect(provider.stream_request(LLMRequest("m", ())))
+        await provider.aclose()
+
+    assert (Source("https://a/?key=[key]", "for [key]"), Source("https://b/[key]")) == response.sources
+
+
 async def test_the_tier_of_service_that_the_answer_was_given_in_is_told_with_its_usage():
     used = {"prompt_tokens": 9, "completion_tokens": 1}
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from urllib.parse import unquote, urlsplit
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 from timeline.errors import ConfigError
 
-__all__ = ["header_value", "is_loopback", "key_mark", "secrets_in", "split_url"]
+__all__ = ["blotted", "header_value", "is_loopback", "key_mark", "secrets_in", "split_url"]
 
 
 def split_url(base_url: str) -> tuple[str, str, str, str | None, str]:
@@ -71,4 +72,21 @@ def secrets_in(values: Iterable[str | None], headers: Mapping[str, str]) -> tupl
     """
     found = {*values, *(value for name, value in headers.items() if _SECRET_HEADER.search(name))}
     found |= {value.partition(" ")[2] for value in found if value and value.lower().startswith(("bearer ", "basic "))}
+    found |= {quote(value, safe="") for value in found if value}  # As a page's address spells it.
     return tuple(sorted((s for s in found if s and len(s) >= _SHORTEST_SECRET), key=len, reverse=True))
+
+
+def blotted(said: Any, secrets: Iterable[str]) -> Any:
+    """What somebody said, with `[key]` wherever it repeats a secret.
+
+    Args:
+        said: A text, or decoded JSON with texts at any depth.
+        secrets: What `secrets_in` found.
+    """
+    if isinstance(said, str):
+        for secret in secrets:
+            said = said.replace(secret, "[key]")
+        return said
+    if isinstance(said, dict):
+        return {blotted(name, secrets): blotted(value, secrets) for name, value in said.items()}
+    return [blotted(each, secrets) for each in said] if isinstance(said, list) else said

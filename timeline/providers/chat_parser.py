@@ -150,7 +150,7 @@ class ChatParser:
         self._raw_reason: str | None = None
         self._repetition = Repetition()
         self._request_id = head.request_id
-        self._sources = Sources()
+        self._sources = Sources(head.speaker.secrets)
         self._usage: dict[str, Any] | None = None
 
     def items(self, payload: bytes) -> Iterable[Item]:  # noqa: C901, PLR0912 - a call per chunk less

@@ -18,9 +18,8 @@ from msgspec import Struct
 
 from timeline.errors import ConfigError, MissingKey, ModelUnavailable, PluginError, ProviderError, TimelineError
 from timeline.events import ErrorInfo, RateLimit
-from timeline.providers.base import (
-    Capabilities,
-)
+from timeline.providers.address import blotted
+from timeline.providers.base import Capabilities
 
 __all__ = [
     "RULES",
@@ -265,19 +264,13 @@ class Boundary:
         except (AttributeError, *UNSOUND) as wrong:
             return Problem("errors", f"{name} has a field of a wrong type: {wrong}")
         if self._reveals(str(exc)):
-            exc.args = tuple(self._without_secrets(part) for part in exc.args)
+            exc.args = tuple(blotted(part, self._secrets) for part in exc.args)
         if self._reveals(str(exc), info.code, info.request_id):
             return Problem("errors", f"{name} repeats a key")
         return None
 
     def _reveals(self, *texts: str | None) -> bool:
         return any(secret in text for text in texts if text for secret in self._secrets)
-
-    def _without_secrets(self, part: object) -> object:
-        if isinstance(part, str):
-            for secret in self._secrets:
-                part = part.replace(secret, "[key]")
-        return part
 
 
 def cancels() -> int:

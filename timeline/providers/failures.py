@@ -32,6 +32,7 @@ from timeline.errors import (
     ServerError,
 )
 from timeline.events import RateLimit
+from timeline.providers.address import blotted
 from timeline.providers.base import UNREADABLE, utf8
 from timeline.providers.limits import Headers, rate_limits, request_id, retry_after, seconds, whole_number
 
@@ -306,9 +307,7 @@ class Speaker(Struct, frozen=True):
 
     def quote(self, text: str) -> str:
         """A provider's own words on one line, without secrets, at most 500 characters."""
-        for secret in self.secrets:
-            text = text.replace(secret, "[key]")
-        text = " ".join(text[:20_000].split())
+        text = " ".join(blotted(text, self.secrets)[:20_000].split())
         return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…"
 
 

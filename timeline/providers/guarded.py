@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from timeline.events import Usage
-from timeline.providers.address import key_mark
+from timeline.providers.address import blotted, key_mark
 from timeline.providers.base import (
     Capabilities,
     Delta,
@@ -27,6 +27,7 @@ from timeline.providers.base import (
     UsageReport,
 )
 from timeline.providers.contract import UNSOUND, Boundary, Problem, cancels, check_provider
+from timeline.providers.sources import without_keys
 
 __all__ = ["Guarded"]
 
@@ -49,6 +50,18 @@ def _checked(rule: str, value: T) -> T | Problem:
     except UNSOUND as exc:
         return Problem(rule, f"{type(value).__name__}: {exc}")
     return checked
+
+
+_WORDS = ("raw_reason", "raw_finish_reason", "request_id", "explanation", "tier", "raw", "raw_usage")
+"""What an answer says beside its text in words of anybody's; who answered is a name, by which prices are found."""
+
+
+def _without_keys(told: T, secrets: tuple[str, ...]) -> T:
+    """What goes into the log beside an answer's text, where no key may stand."""
+    changes: dict[str, Any] = {name: blotted(getattr(told, name), secrets) for name in _WORDS if hasattr(told, name)}
+    if isinstance(told, Finish | LLMResponse):
+        changes["sources"] = without_keys(told.sources, secrets)
+    return msgspec.structs.replace(told, **changes)  # type: ignore[type-var]
 
 
 def _usage_problem(told: UsageReport | LLMResponse) -> Problem | None:
@@ -253,6 +266,8 @@ class Guarded(LLMProvider):
                         or item.kind not in ("text", "reasoning")
                     ):
                         item = boundary.sound(answer.take(item))  # noqa: PLW2901  the same, of the right types
+                        if item.__class__ is not Delta:
+                            item = _without_keys(item, self._secrets)  # noqa: PLW2901
                     if task is not None and task.cancelling() > asked:
                         boundary.stop_if_asked()
                     yield item
@@ -273,7 +288,7 @@ class Guarded(LLMProvider):
             response = await self.provider.make_request(request)
             boundary.stop_if_asked()
             checked = boundary.sound(_checked_response(response, reports_usage=self.reports_usage))
-            return msgspec.structs.replace(checked, provider=self.name)
+            return msgspec.structs.replace(_without_keys(checked, self._secrets), provider=self.name)
 
     async def get_available_models(self) -> list[ModelInfo]:
         """The plugin's list, under the configured name; see `LLMProvider.get_available_models`.

@@ -144,7 +144,7 @@ class MessagesParser:
         self._model: str | None = None
         self._raw_reason: str | None = None
         self._repetition = Repetition()
-        self._sources = Sources()
+        self._sources = Sources(head.speaker.secrets)
         self._usage: dict[str, Any] = {}
 
     def items(self, payload: bytes) -> Iterable[Item]:  # noqa: PLR0911 - a call per event less

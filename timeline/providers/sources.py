@@ -6,22 +6,29 @@ xAI (`citations`), Groq (`executed_tools`) and Anthropic ("Citations").
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from timeline.events import Source
+from timeline.providers.address import blotted
 
-__all__ = ["Sources"]
+__all__ = ["Sources", "without_keys"]
 
 _MOST = 200
 _LONGEST = 2000
 
 
 class Sources:
-    """The sources of one answer, each once, in their order."""
+    """The sources of one answer, each once, in their order.
 
-    __slots__ = ("_found", "_listed")
+    Args:
+        secrets: What none may repeat.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_found", "_listed", "_secrets")
+
+    def __init__(self, secrets: tuple[str, ...] = ()) -> None:
+        self._secrets = secrets
         self._found: dict[str, Source] = {}
         self._listed: Any = None
 
@@ -48,6 +55,10 @@ class Sources:
         whole = Sources()
         for each in listed:
             whole.add({"url": each} if isinstance(each, str) else each)
-        return tuple(
-            (whole._found | {url: each for url, each in self._found.items() if url not in whole._found}).values()
-        )
+        beside = {url: each for url, each in self._found.items() if url not in whole._found}
+        return without_keys((whole._found | beside).values(), self._secrets)
+
+
+def without_keys(sources: Iterable[Source], secrets: tuple[str, ...]) -> tuple[Source, ...]:
+    """The sources, none of which repeats a secret: a page's address may carry the key that it was asked with."""
+    return tuple(Source(blotted(each.url, secrets), blotted(each.title, secrets)) for each in sources)
