@@ -44,11 +44,12 @@ class Service(Folds):
         self.record(e.RequestSent(1, "openai", "gpt", "", (), owner, local=local), call=call, turn="turn", step=step)
         return call
 
-    def end(self, call: str, outcome: str = "ok") -> None:
-        """It ends: `ok`, or with an error of that kind."""
+    def end(self, call: str, outcome: str = "ok", output: int = 10) -> None:
+        """It ends: `ok`, with an answer of so many tokens, or with an error of that kind."""
         data: e.EventData = e.CallFailed(1, e.ErrorInfo(outcome, "it failed"), SECOND)
         if outcome == "ok":
-            data = e.ResponseCompleted(1, "stop", e.Usage(output=10), "provider", e.Cost("free"), SECOND, SECOND // 2)
+            usage = e.Usage(output=output)
+            data = e.ResponseCompleted(1, "stop", usage, "provider", e.Cost("free"), SECOND, SECOND // 2)
         self.record(data, call=call)
 
     def calls(self, *outcomes: str, every: int = SECOND, of: e.StepKind = "format") -> None:
@@ -272,3 +273,12 @@ def test_the_error_rate_follows_the_last_calls(service: Service) -> None:
     low = (service.stats())["openai", "gpt"].error_rate
     assert high > 0.9
     assert low < 0.1
+
+
+def test_how_long_an_answer_is_comes_from_answers_alone(service: Service) -> None:
+    of: list[e.StepKind] = ["route", "tool", "format", "route", "tool", "answer"]
+    for kind in of:
+        service.end(service.send(of=kind), output=400 if kind in ("format", "answer") else 20)
+
+    stats = service.stats()["openai", "gpt"]
+    assert (6, 400) == (stats.calls, stats.output_tokens)

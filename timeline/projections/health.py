@@ -87,7 +87,7 @@ model_stats = Table(
     Column("failed", Integer, nullable=False),  # by the service; see FAILURES
     Column("time_to_first_token_us", Integer),  # moving average
     Column("tokens_per_1000_s", Integer),  # moving average of output tokens, from the first token to the last
-    Column("output_tokens", Integer),  # moving average
+    Column("output_tokens", Integer),  # moving average, of what people read: no route's, no tool's arguments
     Column("failing_ppm", Integer, nullable=False),  # moving average of 0 and 1,000,000
     Column("priced", Integer, nullable=False),  # attempts of known price
     Column("nano_usd", Integer, nullable=False),  # their sum
@@ -130,7 +130,7 @@ class HealthProjection(Projection):
     """Folds the ends of attempts into `health` and `model_stats`."""
 
     name: ClassVar[str] = "health"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     tables: ClassVar[tuple[Table, ...]] = (health, model_stats)
     reads: ClassVar[tuple[str, ...]] = ("calls", "blocks")
 
@@ -144,7 +144,7 @@ class HealthProjection(Projection):
             case CallFailed() as failed if failed.error.kind in FAILURES:
                 attempt = _ended(conn, event, failed.attempt)
                 if attempt is not None and not (attempt.local and failed.error.kind == "network"):
-                    if not (failed.error.kind in BROKEN and _routes(conn, attempt)):
+                    if not (failed.error.kind in BROKEN and _step(conn, attempt) == "route"):
                         _fail(conn, event, attempt, failed.error.kind)
                     _count(conn, event, attempt, None)
 
@@ -156,10 +156,10 @@ def _ended(conn: Connection, event: Event, number: int) -> Row | None:
     return attempt if counts else None
 
 
-def _routes(conn: Connection, attempt: Row) -> bool:
-    """Whether it was made for the step that decides which tools a question needs."""
+def _step(conn: Connection, attempt: Row) -> str | None:
+    """The kind of the step that it was made for."""
     step = _kind_of_step.first(conn, {"of_step": attempt.step_id})
-    return step is not None and step.kind == "route"
+    return step.kind if step is not None else None
 
 
 def _of(attempt: Row) -> dict[str, Any]:
@@ -238,7 +238,9 @@ def _count(conn: Connection, event: Event, attempt: Row, done: ResponseCompleted
         if writing > 0 and done.usage.output > 0:
             speed = min(done.usage.output * 1000 * SECOND // writing, MOST)
             row["tokens_per_1000_s"] = _moved(row["tokens_per_1000_s"], speed)
-            row["output_tokens"] = _moved(row["output_tokens"], done.usage.output)
+            # A route and a tool's arguments are short, however long the model's answers are.
+            if _step(conn, attempt) not in ("route", "tool"):
+                row["output_tokens"] = _moved(row["output_tokens"], done.usage.output)
         if done.cost.nano_usd is not None:
             row["priced"] += 1
             row["nano_usd"] += done.cost.nano_usd
@@ -344,7 +346,7 @@ class ModelStats(Struct, frozen=True):
         error_rate: Moving share of those that failed, 0 to 1.
         time_to_first_token: Seconds, moving average; None where it was never seen.
         tokens_per_second: Of the answer, moving average; None where it was never seen.
-        output_tokens: Of an answer, moving average; None where there was none.
+        output_tokens: Of an answer to a question, moving average; None where there was none.
         cost_nano_usd: Mean of what attempts of known price cost, nano-US-dollars; None where there are none.
     """
 
