@@ -6,13 +6,14 @@ A command that only looks opens this half, and so imports neither providers nor 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from sqlalchemy import Connection
 
 from timeline.config import Config, load
-from timeline.errors import StoreError
+from timeline.errors import StoreDamaged, StoreError
 from timeline.events import Clock, Event, EventData, NewEvent, SessionRenamed
 from timeline.llm.pricing import PriceBook
 from timeline.llm.reaper import reap
@@ -79,7 +80,7 @@ class Looking:
         config = config or load()
         async with cls._opened(config, read_only=read_only) as store:
             self = Looking(store, config, clock or Clock(), PriceBook(config.settings.prices, config.served))
-            await self._begin()
+            await self._end_abandoned()
             yield self
 
     @staticmethod
@@ -88,10 +89,12 @@ class Looking:
         synchronous = config.settings.store.synchronous
         return EventStore.open(config.paths.store, read_models(), synchronous=synchronous, read_only=read_only)
 
-    async def _begin(self) -> None:
-        """End what processes that died left open."""
+    async def _end_abandoned(self) -> None:
+        """End what processes that died left open; it stays open where the file is damaged."""
         if not self.store.read_only:
-            await reap(self.store, self._clock, self._prices)
+            # What isn't damaged can be looked at nevertheless, and `verify` has to be able to tell where it is.
+            with contextlib.suppress(StoreDamaged):
+                await reap(self.store, self._clock, self._prices)
 
     async def find(self, name: str) -> str:
         """The id of the session meant by an id, a unique prefix, a title or `last`.
@@ -159,8 +162,8 @@ class Looking:
                 async for event in self.store.read(session_id=session, after=after, until=head):
                     yield event
                 after, quiet = head, 0.0
-            elif quiet >= REAP_SECONDS and not self.store.read_only:
-                await reap(self.store, self._clock, self._prices)
+            elif quiet >= REAP_SECONDS:
+                await self._end_abandoned()
                 quiet = 0.0
             else:
                 await asyncio.sleep(FOLLOW_SECONDS)

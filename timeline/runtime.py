@@ -124,7 +124,7 @@ class Timeline(Looking):
             # Closed before the providers: what is recorded must not wait for a model to be unloaded.
             store = await stack.enter_async_context(cls._opened(config, read_only=read_only))
             self = cls(store, clock or Clock(), providers, stack, confirm)
-            await self._begin()
+            await self._end_abandoned()
             yield self
 
     # -------------------------------------------------------------- asking

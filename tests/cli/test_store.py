@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import stat
+import time
 from pathlib import Path
 
 import pytest
-from support.answers import answer
-from support.command import Backend, Home
+from support.answers import FOREVER, answer, stream
+from support.command import TURN_ENDS, Backend, Home
+from support.stores import force, look
 
 from timeline.store import content_digest
 
@@ -135,6 +138,73 @@ def test_replay_shows_the_answers_where_a_prompt_is_damaged(hurt: Home) -> None:
     assert ["One it is.", "Two it is.", "Three it is."] == [
         line for line in result.out.splitlines() if "it is." in line
     ]
+
+
+LOOKS = (("sessions", "list"), ("report",), ("replay", "last"), ("search", "another"))
+BYTES = pytest.mark.parametrize("byte", ["7a", "ff"], ids=["no JSON", "no UTF-8"])
+
+
+def spoil(home: Home, text: str, byte: str) -> None:
+    """Make another byte of the first one of the event in which that text stands."""
+    body = f"CAST(CAST(x'{byte}' AS BLOB) || CAST(substr(data, 2) AS BLOB) AS TEXT)"
+    force(home.store, f"UPDATE events SET data = {body} WHERE data LIKE '%{text}%'")
+
+
+@BYTES
+def test_a_turn_that_borrows_a_damaged_answer_ends_and_is_in_no_command_s_way(
+    home: Home, backend: Backend, byte: str
+) -> None:
+    backend.says(answer("It is."))
+    home.run("ask", "an equal question", "--cache")
+    spoil(home, "It is.", byte)
+
+    borrowed = home.run("ask", "an equal question", "--cache")
+    other = home.run("ask", "another")
+
+    assert (1, 1) == (borrowed.code, len(borrowed.err.splitlines())), borrowed.err
+    assert "restore a backup" in borrowed.err
+    assert [("turn.completed",), ("turn.interrupted",), ("turn.completed",)] == look(
+        home.store, f"SELECT type FROM events WHERE type IN {TURN_ENDS} ORDER BY position"
+    )
+    assert dict.fromkeys(LOOKS, 0) == {argv: home.run(*argv).code for argv in LOOKS}
+    assert (0, 1) == (other.code, home.run("store", "verify").code)
+
+
+@pytest.mark.parametrize(("text", "byte"), [("Half", "7a"), ("Half", "ff"), ("estimated_input_tokens", "7a")])
+def test_what_a_killed_process_left_damaged_is_in_no_command_s_way(
+    home: Home, backend: Backend, text: str, byte: str
+) -> None:
+    backend.says(stream("Half", FOREVER), answer("It is."))
+    killed(home)
+    spoil(home, text, byte)
+
+    asked = home.run("ask", "another")
+
+    assert (0, "It is.\n") == (asked.code, asked.out), asked.err
+    assert dict.fromkeys(LOOKS, 0) == {argv: home.run(*argv).code for argv in LOOKS}
+
+
+def killed(home: Home) -> None:
+    """A process that ends with kill -9 in the middle of its answer."""
+    process = home.start("ask", "a question")
+    process.read_until("Half")
+    while not look(home.store, "SELECT 1 FROM events WHERE type = 'chunk.received'"):
+        time.sleep(0.01)
+    process.send(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_log_that_lost_its_end_can_be_looked_at_though_a_dead_process_has_a_turn_open(
+    home: Home, backend: Backend
+) -> None:
+    backend.says(stream("Half", FOREVER))
+    killed(home)
+    force(home.store, "DELETE FROM events WHERE position = (SELECT max(position) FROM events)")
+
+    found = home.run("store", "verify", "--json").json()
+
+    assert (False, "the log ends") == (found["ok"], found["problem"][:12]), found
+    assert [0, 0] == [home.run(*argv).code for argv in (("sessions", "list"), ("report",))]
 
 
 def dump(home: Home) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from sqlalchemy import Connection
 
+from timeline.errors import StoreDamaged
 from timeline.events import CallInterrupted, ChunkReceived, Clock, EventData, NewEvent, TurnInterrupted, Usage
 from timeline.llm.pricing import PriceBook, estimate_tokens
 from timeline.projections.blocks import OpenTurn, open_turns
@@ -27,17 +30,7 @@ async def reap(store: EventStore, clock: Clock, prices: PriceBook) -> None:
     attempts, turns = await store.query(_abandoned)
     if not attempts and not turns:
         return
-    texts = {
-        attempt.call_id: "".join(
-            [
-                text
-                async for event in store.read(call_id=attempt.call_id, after=attempt.first_position)
-                if isinstance(event.data, ChunkReceived) and event.data.kind != "tool_call"
-                for text in event.data.texts
-            ]
-        )
-        for attempt in attempts
-    }
+    texts = {attempt.call_id: await _text(store, attempt) for attempt in attempts}
     for attempt in attempts:
         await prices.ready(attempt.provider, attempt.model, local=attempt.local)
 
@@ -66,6 +59,16 @@ async def reap(store: EventStore, clock: Clock, prices: PriceBook) -> None:
         return ends + [new(turn, TurnInterrupted("abandoned")) for turn in turns]
 
     await store.append_when(decide)
+
+
+async def _text(store: EventStore, attempt: OpenAttempt) -> str:
+    """What came of an attempt, up to what can't be read of it: that it is damaged must not leave it open for ever."""
+    texts: list[str] = []
+    with contextlib.suppress(StoreDamaged):
+        async for event in store.read(call_id=attempt.call_id, after=attempt.first_position):
+            if isinstance(event.data, ChunkReceived) and event.data.kind != "tool_call":
+                texts += event.data.texts
+    return "".join(texts)
 
 
 def any_abandoned(conn: Connection) -> bool:

@@ -131,16 +131,17 @@ _index_turn = Statement(text(f"{_index_all.text} WHERE id = :id"))
 _index_answer = Statement(
     text("INSERT INTO search_index (rowid, prompt, answer) SELECT id, prompt, :answer FROM search_texts WHERE id = :id")
 )
+# As bytes: the driver itself fails at a text that is not UTF-8.
 _windows = Statement(
     text("""
-SELECT data FROM events WHERE position BETWEEN :first_position AND :last_position
+SELECT CAST(data AS BLOB) AS data FROM events WHERE position BETWEEN :first_position AND :last_position
   AND call_id = :call_id AND type = 'chunk.received' ORDER BY position
 """)
 )
 # The command 'rebuild' would scan the view, which FTS5 refuses to do where a virtual table (json_each) is part of it.
 _empty_index = text("INSERT INTO search_index (search_index) VALUES ('delete-all')")
 
-# The last try of the answer: of the call that the turn names, else of a step whose text is one.
+# The last try of the answer: of the call that the turn names, else of a step whose text is one. One that is damaged is none.
 _last_try = Statement(
     text("""
 SELECT type, call_id, position,
@@ -149,11 +150,11 @@ SELECT type, call_id, position,
   json_extract(data, '$.source_call') AS source_call, coalesce(json_extract(data, '$.source_attempt'), 1) AS source_attempt
 FROM events
 WHERE session_id = :session_id AND version BETWEEN :first AND :last AND turn_id = :turn_id
-  AND type IN ('request.sent', 'call.cache_hit')
+  AND type IN ('request.sent', 'call.cache_hit') AND json_valid(data)
   AND CASE WHEN :call_id IS NOT NULL THEN call_id = :call_id ELSE step_id IN
     (SELECT step_id FROM events
      WHERE session_id = :session_id AND version BETWEEN :first AND :last AND type = 'step.started'
-       AND json_extract(data, '$.kind') IN ('answer', 'format')) END
+       AND CASE WHEN json_valid(data) THEN json_extract(data, '$.kind') END IN ('answer', 'format')) END
 ORDER BY version DESC LIMIT 1
 """)
 )
@@ -296,8 +297,12 @@ _window = msgspec.json.Decoder(_Window).decode
 
 
 def _answer(conn: Connection, place: Mapping[str, Any]) -> str:
-    """The answer's words, as the view `search_texts` has them."""
-    windows = [_window(row.data) for row in _windows.all(conn, place)]
+    """The answer's words, as the view `search_texts` has them; none where some can't be read."""
+    try:
+        windows = [_window(row.data or b"") for row in _windows.all(conn, place)]
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # Damage is for those to tell who read the log; here it would keep a turn from ending, and so every command from starting.
+        return ""
     return "".join(text for window in windows if window.kind is None for text in window.texts)[:LONGEST]
 
 

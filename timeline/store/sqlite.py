@@ -258,6 +258,8 @@ def _error(path: Path, exc: BaseException) -> StoreError:
             )
         case sqlite3.SQLITE_CORRUPT:
             return StoreDamaged(f"{path} is damaged ({exc}): run 'timeline store verify', and restore a backup")
+    if "malformed JSON" in str(exc):
+        return StoreDamaged(f"{path} holds a body that is no JSON: run 'timeline store verify', and restore a backup")
     if "decode" in str(exc):
         return StoreDamaged(f"{path} holds text that is not UTF-8: run 'timeline store verify', and restore a backup")
     return StoreError(f"the store {path} failed ({exc}): run 'timeline store verify'")
