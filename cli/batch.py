@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack, aclosing, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Self
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Self
 import msgspec
 import typer
 
-from timeline.errors import NotFound, UsageError
+from timeline.errors import NotFound, TimelineError, UsageError
 
 from . import output
 from .options import LARGEST, MOST, Offline
@@ -32,6 +33,8 @@ __all__ = ["batch"]
 EVERY_SECONDS = 30.0
 """How often a line says how far it is, where no bar can be drawn."""
 BUFFER = 64 * 1024
+REASONS = 5
+"""Most reasons that are told of what failed; each line of the answers has its own."""
 
 
 def batch(
@@ -134,19 +137,23 @@ def batch(
             "cache": cache,
             "budgets": budgets,
         }
-        status = wait_for(_batch(prompts, sink, quiet=quiet, offline=offline, **options))
+        failures = _Failures()
+        status = wait_for(_batch(prompts, sink, failures, quiet=quiet, offline=offline, **options))
         stopped = status.before + status.answered + status.failed < status.total
         if not stopped:
             sink.finish()
+    failures.tell()
     if not quiet or status.failed:
         output.notice(_summary(status))
     if stopped and target is not None:
         output.notice(f"what is answered so far stands in {sink.path}")
     if status.failed or stopped:
-        raise typer.Exit(1)
+        raise typer.Exit(1 if status.before or status.answered else failures.exit_code)
 
 
-async def _batch(prompts: PromptFile, sink: _Sink, *, quiet: bool, offline: bool, **options: object) -> BatchStatus:
+async def _batch(
+    prompts: PromptFile, sink: _Sink, failures: _Failures, *, quiet: bool, offline: bool, **options: object
+) -> BatchStatus:
     from timeline.cognition.batch import BatchStatus
     from timeline.config import load
     from timeline.providers.pool import Providers
@@ -170,12 +177,14 @@ async def _batch(prompts: PromptFile, sink: _Sink, *, quiet: bool, offline: bool
                                 progress.show(item)
                                 await sink.flush()
                             else:
+                                failures.add(item.error)
                                 value = batch_object(item, prompts[item.index].id, prompts.line(item.index))
                                 await sink.write({"schema_version": output.SCHEMA_VERSION, **value})
                         await sink.flush()
                 except asyncio.CancelledError:
                     progress.stop()
                     if status.session_id:
+                        failures.tell()
                         output.notice(_stopped(status))
                     raise
     return status
@@ -271,6 +280,34 @@ class _Sink:
             os.fsync(self._file.fileno())
             self._file.close()
             self.path.replace(self._target)
+
+
+class _Failures:
+    """Why prompts failed: each reason once, however many failed for it."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._exit_codes: set[int] = set()
+
+    def add(self, error: TimelineError | None) -> None:
+        """One more prompt has ended, with or without an error."""
+        if error is not None:
+            self._counts[error.kind, str(error)] += 1
+            self._exit_codes.add(error.exit_code)
+
+    @property
+    def exit_code(self) -> int:
+        """What the one reason means, 1 of several."""
+        return self._exit_codes.copy().pop() if len(self._exit_codes) == 1 else TimelineError.exit_code
+
+    def tell(self) -> None:
+        """Say the reasons on stderr, those of most prompts first."""
+        told = self._counts.most_common(REASONS)
+        for (kind, message), count in told:
+            output.notice(f"{count:,} × {kind}: {message}")
+        others = self._counts.total() - sum(count for _, count in told)
+        if others:
+            output.notice(f"{others:,} × other reasons: each line of the answers has its own")
 
 
 class _Progress:

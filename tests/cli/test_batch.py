@@ -145,6 +145,42 @@ def test_what_fails_stops_no_other_and_is_asked_again(home: Home, backend: Backe
     assert ["two"] == [asked(request) for request in backend.requests]
 
 
+def test_why_prompts_failed_is_told_once_for_each_reason(home: Home, backend: Backend) -> None:
+    def bad(request: Request) -> Reply:
+        return echo(request) if asked(request) == "0" else refused(400, f"odd {int(asked(request)) % 7}")
+
+    backend.says(bad)
+    write(home, *map(str, range(22)))
+
+    result = home.run("batch", "p.jsonl", "-q")
+
+    *told, others, summary = result.err.splitlines()
+    assert 1 == result.code
+    assert 5 == len(told)
+    assert [3] * 5 == [int(line.split(" × invalid_request: ")[0]) for line in told]
+    assert "6 × other reasons: each line of the answers has its own" == others
+    assert summary.startswith("1 of 22 answered · 21 failed")
+
+
+@pytest.mark.parametrize("way", [(), ("--provider-batch",)])
+def test_what_fails_wholly_for_one_reason_ends_with_the_code_of_it(home: Home, way: Sequence[str]) -> None:
+    write(home, "one", "two")
+
+    result = home.run("batch", "p.jsonl", "-m", "openai:gpt-4o", "-o", "out.jsonl", *way)
+
+    assert 4 == result.code
+    assert 1 == result.err.count("OPENAI_API_KEY")
+    if not way:
+        assert result.err.startswith("2 × missing_key: ")
+
+
+def test_reasons_that_mean_different_codes_end_with_1(home: Home, backend: Backend) -> None:
+    backend.says(lambda request: refused(401 if asked(request) == "one" else 400))
+    write(home, "one", "two")
+
+    assert 1 == home.run("batch", "p.jsonl", "-n", "2").code
+
+
 def test_fail_fast_asks_no_more_after_a_failure(home: Home, backend: Backend) -> None:
     backend.says(echo, refused(400), echo)
     write(home, *map(str, range(20)))
