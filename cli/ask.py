@@ -16,7 +16,7 @@ from . import output
 from .agreeing import agreed, agreeing
 from .options import LARGEST, MOST, AsAscii, Offline
 from .question import question
-from .shown import Learning, Shown, Watched, last_events
+from .shown import Learning, Shown, Watched, fill_in, last_events
 from .signs import ascii_only
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ class _Json(Learning):
         if end is None:
             return
         session = fold(self.seen)
-        value = turn_object(session.session_id, session.turns[-1], self.bodies)
+        value = turn_object(session.session_id, fill_in(session.turns[-1], end), self.bodies)
         # A private turn's text is not in its events.
         value["answer"] = end.text
         if end.error is not None:

@@ -14,13 +14,14 @@ from timeline.errors import StoreError, TimelineError
 
 from . import output
 from .agreeing import agreed
-from .shown import last_events
+from .shown import fill_in, last_events
 from .signs import signs
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
+    from timeline.cognition.turn import TurnEnd
     from timeline.events import Event
     from timeline.projections.blocks import Turn
 
@@ -40,6 +41,7 @@ class _Answer:
         self.events: list[Event] = []
         self.error: TimelineError | None = None
         self.over = False
+        self._end: TurnEnd | None = None
         self._speaks = True
 
     def take(self, item: object) -> None:
@@ -52,7 +54,7 @@ class _Answer:
             if item.kind == "text" and self._speaks:
                 self.text += item.text
         elif isinstance(item, TurnEnd):
-            self.error = item.error
+            self._end, self.error = item, item.error
         elif isinstance(item, Event):
             self.events.append(item)
             if isinstance(item.data, StepStarted):
@@ -62,11 +64,11 @@ class _Answer:
             self.text = ""
 
     def turn(self) -> Turn | None:
-        """Its turn as recorded; None if nothing was."""
+        """Its turn as recorded, and as its end tells it; None if nothing was."""
         from timeline.projections.blocks import fold
 
         turns = fold(self.events).turns
-        return turns[-1] if turns else None
+        return fill_in(turns[-1], self._end) if turns else None
 
     @property
     def session_id(self) -> str | None:
@@ -359,12 +361,19 @@ def _tell(answers: Sequence[_Answer], *, compared: bool) -> None:
         if answer.error is not None:
             output.notice(f"{answer.model} gave no answer, or not all of it:")
             output.fail(answer.error)
-    from .blocks import remark
+    from .blocks import remark, source_lines
 
+    more = signs(output.stderr()).more
     for answer in answers if compared else ():
         turn = answer.turn()
-        if answer.error is None and turn is not None and (words := remark(turn, answer.text)):
-            output.notice(f"{signs(output.stderr()).more} {answer.model}: {words}")
+        if turn is None:
+            continue
+        if answer.error is None and (words := remark(turn, answer.text)):
+            output.notice(f"{more} {answer.model}: {words}")
+        if pages := source_lines(turn):
+            output.notice(f"{more} {answer.model}: its sources")
+            for page in pages:
+                output.notice(page)
     for line in _comparison(answers) if compared else ():
         output.notice(line)
 

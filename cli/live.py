@@ -23,7 +23,7 @@ from timeline.providers.base import Delta
 from . import output
 from .blocks import Answer, draw_reply, remark, source_lines, usage_line, work_lines
 from .markdown import split_blocks
-from .shown import AnswerText, Learning, session_hint, tell_interrupted
+from .shown import AnswerText, Learning, fill_in, session_hint, tell_interrupted
 from .signs import signs
 from .tree import step_line, worth_telling
 
@@ -149,12 +149,13 @@ class Together(_View):
         """See `Shown.stop`."""
         self._region.close()
 
-    def end(self, end: TurnEnd | None) -> None:  # noqa: ARG002  its events say it, also where it was broken off
+    def end(self, end: TurnEnd | None) -> None:
         """Draw the turn for good."""
         turn = self.turn
         if turn is None or self._ended:
             return
         self._ended = True
+        fill_in(turn, end)
         text = self._text(turn)
         told = turn.answer_text
         draw_reply(
@@ -278,6 +279,7 @@ class Alongside(_View):
         if end is None:
             tell_interrupted(self.seen)
             return
+        fill_in(turn, end)
         drawn_with = signs(output.stderr())
         if words := remark(turn, end.text):
             output.notice(f"{drawn_with.more} {words}")

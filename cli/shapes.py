@@ -169,7 +169,17 @@ def batch_object(result: BatchResult, id_: str | int | None, line: int) -> dict[
     return value
 
 
-_OF_TURN = ("provider", "model", "finish_reason", "usage", "cost", "duration_seconds", "session_id", "turn_id")
+_OF_TURN = (
+    "provider",
+    "model",
+    "finish_reason",
+    "sources",
+    "usage",
+    "cost",
+    "duration_seconds",
+    "session_id",
+    "turn_id",
+)
 
 
 def session_object(session: Session, bodies: Mapping[str, str | bytes]) -> dict[str, Any]:

@@ -20,11 +20,22 @@ if TYPE_CHECKING:
     from timeline.events import Event
     from timeline.llm.manager import Superseded
     from timeline.looking import Looking
+    from timeline.projections.blocks import Turn
     from timeline.providers.base import Delta
 
     from .markdown import StreamingMarkdown
 
-__all__ = ["AnswerText", "Direct", "Learning", "Shown", "Watched", "last_events", "session_hint", "tell_interrupted"]
+__all__ = [
+    "AnswerText",
+    "Direct",
+    "Learning",
+    "Shown",
+    "Watched",
+    "fill_in",
+    "last_events",
+    "session_hint",
+    "tell_interrupted",
+]
 
 
 CATCH_UP_SECONDS = 1.0
@@ -247,7 +258,7 @@ class Direct(Shown):
         from .signs import signs
 
         session = fold(self.seen)
-        turn, drawn_with = session.turns[-1], signs(output.stderr())
+        turn, drawn_with = fill_in(session.turns[-1], end), signs(output.stderr())
         if words := remark(turn, end.text):
             output.notice(f"{drawn_with.more} {words}")
         for line in source_lines(turn):
@@ -318,6 +329,14 @@ class AnswerText:
         if self._reasoning:
             output.stderr().print()
             self._reasoning = False
+
+
+def fill_in(turn: Turn, end: TurnEnd | None) -> Turn:
+    """What a turn's end tells of its answer and its own events don't: those of a private one, or of one read again."""
+    if turn.answer is not None and end is not None:
+        turn.answer.sources = turn.answer.sources or end.sources
+        turn.answer.explanation = turn.answer.explanation or end.explanation
+    return turn
 
 
 async def last_events(timeline: Looking, seen: Sequence[Event]) -> list[Event]:

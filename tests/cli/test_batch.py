@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.answers import FOREVER, answer, refused, stream
+from support.answers import FOREVER, answer, delta, event, refused, stream
 from support.command import Backend, Home, Result
 from support.loopback import Reply, Request
 from support.terminal import Terminal
@@ -70,6 +70,17 @@ def test_answers_come_in_the_order_of_the_prompts_not_of_their_ends(home: Home, 
     assert "error" not in line
     turns = [(row["session_id"], row["turn_id"]) for row in home.events("turn.started")]
     assert sorted(turns) == sorted((line["session_id"], line["turn_id"]) for line in result.lines())
+
+
+def test_each_line_names_the_sources_of_its_answer_also_of_one_of_the_cache(home: Home, backend: Backend) -> None:
+    pages = event({"choices": [], "search_results": [{"url": "https://a.example"}]})
+    backend.says(stream("re: one", pages, delta(finish="stop")))
+    write(home, "one", "one")
+
+    result = home.run("batch", "p.jsonl", "-n", "1", "--cache")
+
+    assert (0, 1) == (result.code, len(backend.requests)), result.err
+    assert [[{"url": "https://a.example", "title": None}]] * 2 == [line["sources"] for line in result.lines()]
 
 
 def test_a_line_s_own_options_are_asked_for_and_the_command_s_where_it_has_none(home: Home, backend: Backend) -> None:

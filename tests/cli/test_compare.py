@@ -68,6 +68,20 @@ def test_json_holds_an_answer_for_each(home: Home, backend: Backend) -> None:
     assert "error" not in good
 
 
+def test_the_sources_of_each_are_listed_below_the_answers(home: Home, backend: Backend) -> None:
+    pages = event({"choices": [], "search_results": [{"url": "https://a.example"}]})
+    both(home, backend, a=stream("From a", pages, delta(finish="stop")), b=answer("From b"))
+
+    result = home.run("ask", "-m", "t:a", "-m", "t:b", "Who?", "--private")
+    as_json = home.run("ask", "-m", "t:a", "-m", "t:b", "Who?", "--private", "--json")
+
+    assert ["… t:a: its sources", "  [1] https://a.example"] == result.err.splitlines()[2:4]
+    assert [[{"url": "https://a.example", "title": None}], []] == [
+        each["sources"] for each in as_json.json()["answers"]
+    ]
+    assert b"a.example" not in home.bytes()
+
+
 def test_one_that_fails_takes_none_of_the_others_answer(home: Home, backend: Backend) -> None:
     both(home, backend, a=refused(401, "bad key"), b=answer("From b"))
 

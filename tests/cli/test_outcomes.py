@@ -16,6 +16,7 @@ from support import answers
 from support.answers import FOREVER, answer, batch, broken, delta, event, limited, refused, reset, stream, usage
 from support.command import Backend, Home, Process
 from support.loopback import Reply, free_port
+from support.terminal import Terminal
 
 EXIT_PIPE = 141
 HELLO = (*(f"word{number} " for number in range(2000)),)
@@ -440,9 +441,12 @@ def test_an_answer_of_nothing_says_so(home: Home, backend: Backend, form: tuple[
     assert 1 == home.run("replay", "last").out.count(says)
 
 
+PAGES = [{"url": "https://a.example", "title": "The\n A"}, {"url": "https://b.example"}]
+NAMING_PAGES = stream("Yes [2]", event({"choices": [], "search_results": PAGES}), delta(finish="stop"))
+
+
 def test_the_sources_of_an_answer_are_listed_below_it(home: Home, backend: Backend) -> None:
-    pages = [{"url": "https://a.example", "title": "The\n A"}, {"url": "https://b.example"}]
-    backend.says(stream("Yes [2]", event({"choices": [], "search_results": pages}), delta(finish="stop")))
+    backend.says(NAMING_PAGES)
     lines = "  [1] The A https://a.example\n  [2] https://b.example\n"
 
     result, quiet, as_json = (home.run("ask", "hi", *further) for further in ((), ("-q",), ("--json",)))
@@ -453,7 +457,24 @@ def test_the_sources_of_an_answer_are_listed_below_it(home: Home, backend: Backe
         (source["url"], source["title"]) for source in as_json.json()["sources"]
     ]
     assert 1 == home.run("replay", "last").out.count(lines)
-    assert "sources" not in home.run("ask", "hi", "--private", "--events").out
+
+
+@pytest.mark.parametrize("form", [("--direct",), ("--pipeline",)])
+@pytest.mark.parametrize("kind", [("--private",), ("--cache",)])
+def test_the_sources_are_listed_live_where_the_turn_s_own_events_do_not_name_them(
+    home: Home, backend: Backend, form: tuple[str, ...], kind: tuple[str, ...]
+) -> None:
+    backend.says(NAMING_PAGES)
+    home.run("ask", "hi", *form, *kind)
+
+    result, as_json = (home.run("ask", "hi", *form, *kind, *further) for further in ((), ("--json",)))
+
+    assert (0, "Yes [2]\n", 1) == (result.code, result.out, result.err.count("  [2] https://b.example\n")), result.err
+    assert [page["url"] for page in PAGES] == [source["url"] for source in as_json.json()["sources"]]
+    assert (kind == ("--cache",)) == (b"a.example" in home.bytes())
+    with Terminal(home, "ask", "hi", *form, *kind) as terminal:
+        assert 0 == terminal.wait(), terminal.text
+        assert 1 == terminal.text.count("[2] https://b.example")
 
 
 def test_why_an_answer_was_refused_is_told(home: Home, backend: Backend) -> None:
@@ -472,6 +493,7 @@ def test_why_an_answer_was_refused_is_told(home: Home, backend: Backend) -> None
 
         assert (0, 1) == (result.code, result.err.count(told)), result.err
         assert 1 == home.run("replay", "last").out.count(told)
+        assert 1 == home.run("ask", "hi", "--private").err.count(told)
 
 
 def test_quiet_shows_the_answer_alone(home: Home, backend: Backend) -> None:

@@ -264,19 +264,24 @@ class _Final:
                 return record.enqueue()
             error = BadResponse(f"the answer does not fit the schema ({problem}): ask a bigger model, or for less")
         if error is not None:
-            self.end = TurnEnd(record.turn_id, end.text, error)
+            self.end = self._ended(end, end.text, error)
             return self._failed(error)
         self.appended = "\n→ ".join(missing_facts(end.text, outcomes)) if ask.schema is None else ""
         left_out = (
             f"left out the oldest {self._left_out} turns: the model's context is full" if self._left_out else None
         )
         told = {"appended": self.appended} if self.appended and not ask.private else None
-        self.end = TurnEnd(record.turn_id, end.text + (UNDER + self.appended if self.appended else ""))
+        self.end = self._ended(end, end.text + (UNDER + self.appended if self.appended else ""))
         duration = record.elapsed_us - self._began
         return record.enqueue(
             record.new(StepCompleted(duration, told, left_out, self._invalid is not None), self._step_id),
             record.new(TurnCompleted(end.call_id, record.elapsed_us)),
         )
+
+    def _ended(self, end: CallEnd, text: str, error: TimelineError | None = None) -> TurnEnd:
+        if (response := end.response) is None:
+            return TurnEnd(self._record.turn_id, text, error)
+        return TurnEnd(self._record.turn_id, text, error, response.sources, response.explanation)
 
     def fail(self, exc: TimelineError) -> asyncio.Future[list[Event]]:
         """The call could not even be begun."""

@@ -22,6 +22,7 @@ from timeline.events import (
     MessageRef,
     NewEvent,
     SessionStarted,
+    Source,
     StepCompleted,
     StepKind,
     StepSkipped,
@@ -96,11 +97,15 @@ class TurnEnd(Struct, frozen=True):
         turn_id: Which turn.
         text: The answer, as far as it came.
         error: Why it failed, if it did.
+        sources: The pages that the answer names as its sources.
+        explanation: The provider's sentence on why the answer ended so, where it has one.
     """
 
     turn_id: str
     text: str
     error: TimelineError | None = None
+    sources: tuple[Source, ...] = ()
+    explanation: str | None = None
 
 
 def always(*candidates: Candidate) -> Choose:

@@ -348,6 +348,7 @@ class Folding:
             data.finish_reason or source.finish_reason,
             source_call=data.source_call,
             saved_nano_usd=data.saved_nano_usd,
+            explanation=source.explanation,
             sources=source.sources,
         )
 
