@@ -7,6 +7,7 @@ import csv
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -93,18 +94,24 @@ def say(console: Console, sentence: Text) -> None:
     console.print(sentence, soft_wrap=True)
 
 
+_UNBROKEN = re.compile(r"(?<![^\s(])'[^']*'(?!\w)|(?<=: )(?:timeline|pip install) .*")
+
+
 def at_words(text: str, width: int) -> str:
     """The text with spaces turned into the ends of lines; a word that is longer than any, a path say, stays whole.
 
+    A command is one word, in quotes or behind a colon: who pastes it would else run its first line alone.
+
     Args:
-        text: What.
+        text: What; without a NUL.
         width: Of a line, in cells.
     """
     from rich.cells import cell_len
 
     broken = []
     for line in text.split("\n"):
-        first, *others = line.split(" ")
+        kept = _UNBROKEN.sub(lambda found: found[0].replace(" ", "\0"), line)
+        first, *others = (word.replace("\0", " ") for word in kept.split(" "))
         whole, taken, begun = first, cell_len(first), bool(first)
         for word in others:
             cells = cell_len(word)

@@ -236,6 +236,10 @@ def test_sentences_break_between_words_and_never_in_a_path(home: Home, columns: 
         ("is a/path/that/is/long", "is\na/path/that/is/long"),
         ("二三 四五 six", "二三\n四五 six"),
         ("one  two", "one  two"),
+        ("run 'timeline keys set' now", "run\n'timeline keys set'\nnow"),
+        ("it ('a b c d' says)", "it\n('a b c d'\nsays)"),
+        ("can't be, won't be", "can't\nbe,\nwon't be"),
+        ("kept: timeline replay 0193b3f0", "kept:\ntimeline replay 0193b3f0"),
     ],
 )
 def test_a_sentence_is_broken_where_its_words_end(text: str, expected: str) -> None:
