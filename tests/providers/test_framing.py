@@ -90,6 +90,23 @@ def test_a_long_line_in_many_small_reads_is_joined_once():
 
 def test_what_is_no_event_stream_is_remembered_for_the_error():
     framer = SSEFramer()
-    framer.feed(b"<html>\n<head>\n")
+    framer.feed(b"busy\nlater\n")
 
-    assert b"<html>" == framer.stray
+    assert b"busy" == framer.stray
+
+
+@pytest.mark.parametrize("framing", [SSEFramer, NDJSONFramer])
+def test_a_web_page_is_one_payload_whatever_stands_in_it(framing):
+    page = b"\n<!DOCTYPE html>\n<title>Login</title>\n\n<script>\ndata: {\n{}\nerror: none\n</script>"
+    found = payloads(framing, *page.splitlines(keepends=True))
+
+    assert [page.split()] == [payload.split() for payload in found]
+
+
+@pytest.mark.parametrize("framing", [SSEFramer, NDJSONFramer])
+def test_a_web_page_without_end_is_bounded(framing):
+    framer = framing()
+    framer.feed(b"<html>\n")
+
+    with pytest.raises(LineTooLong):
+        feed_on(framer, b"x" * 65536 + b"\n")

@@ -425,7 +425,23 @@ async def test_a_page_where_a_stream_should_be(dialect, page):
         _, error = await outcome(provider_for(dialect, server.url))
 
     assert "bad_response" == error.kind
-    assert "check that http://127.0.0.1" in str(error)
+    assert "check that " in str(error)
+    assert "http://127.0.0.1" in str(error)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_web_page_is_called_so_by_its_title_and_not_asked_for_again(dialect, stream):
+    page = b"<!doctype html>\n<html>\n<head><title>\n Log in </title></head>\n<script>\n{}\ndata: {\n</script>\n</html>"
+    async with serving(Reply([page], headers={"content-type": "text/html"}), dialect=dialect) as server:
+        provider = provider_for(dialect, server.url)
+        with pytest.raises(ProviderError) as caught:
+            await (collect(provider.stream_request(request())) if stream else provider.make_request(request()))
+        await provider.aclose()
+
+    error = caught.value
+    assert ("bad_response", False) == (error.kind, error.retryable)
+    assert str(error).startswith(f"{provider.name} answered with a web page titled 'Log in': check that base_url is ")
+    assert "<" not in str(error)
 
 
 @pytest.mark.parametrize("ending", [b"\r\n", b"\r", b"\n: comment\nid: 1\n"])

@@ -151,10 +151,17 @@ def _text(value: Any) -> str:
 
 def _plain(text: str) -> str:
     """Of an HTML page, its title; of other text, the text."""
-    if "<html" in text[:1000].lower() or text[:15].lower().startswith("<!doctype"):
-        title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
-        return " ".join(title[1].split()) if title else "an HTML page"
-    return text.strip()
+    return (_title(text) or "an HTML page") if _is_page(text) else text.strip()
+
+
+def _is_page(text: str) -> bool:
+    return "<html" in text[:1000].lower() or text[:15].lower().startswith("<!doctype")
+
+
+def _title(page: str) -> str:
+    """Of an HTML page; empty where it has none."""
+    title = re.search(r"<title[^>]*>(.*?)</title>", page, re.IGNORECASE | re.DOTALL)
+    return " ".join(title[1].split()) if title else ""
 
 
 # ------------------------------------------------------------------ which error it is
@@ -427,13 +434,28 @@ class Head(Struct, frozen=True):
         )
 
     def bad(self, payload: bytes = b"", *, what: str) -> BadResponse:
-        """The bytes aren't the provider's format; `what` says what they are."""
-        quoted = self.speaker.quote(payload[:2000].decode("utf-8", "replace"))
+        """The bytes aren't the provider's format; `what` says what they are, unless they are a web page."""
+        text = payload[:65536].decode("utf-8", "replace").lstrip()
+        if text[:1] == "<" and (_is_page(text) or "text/html" in self.headers.get("content-type", "")):
+            return self._page(self.speaker.quote(_title(text)))
+        quoted = self.speaker.quote(text[:2000])
         shown = f" ({quoted[:200]})" if quoted else ""
         return BadResponse(
             f"{self.speaker.name} sent {what}{shown}: check that {self.speaker.address} speaks its API",
             provider=self.speaker.name,
             status=self.status,
+            request_id=self.request_id,
+        )
+
+    def _page(self, title: str) -> BadResponse:
+        """A login of the network's, or a site: to ask again would bring the same page."""
+        titled = f" titled '{title[:100]}'" if title else ""
+        return BadResponse(
+            f"{self.speaker.name} answered with a web page{titled}: check that base_url is where its API stands "
+            f"({self.speaker.address}), and that this network asks for no login",
+            provider=self.speaker.name,
+            status=self.status,
+            retryable=False,
             request_id=self.request_id,
         )
 

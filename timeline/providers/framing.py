@@ -7,6 +7,7 @@ Python loop over bytes or an async step per line costs more than all the parsing
 
 from __future__ import annotations
 
+import re
 from typing import Protocol
 
 __all__ = ["MAX_LINE", "Framer", "LineTooLong", "NDJSONFramer", "SSEFramer"]
@@ -16,6 +17,8 @@ MAX_LINE = 16 * 1024 * 1024
 
 BOM = b"\xef\xbb\xbf"
 LF, CR = 10, 13
+PAGE = re.compile(rb"<(?:!doctype html|html|head|title)\b", re.IGNORECASE)
+"""How a web page begins, that of a login or of a wrong address, which is one payload: its lines say nothing here."""
 
 
 class LineTooLong(Exception):
@@ -110,7 +113,7 @@ class SSEFramer:
 
     Comments, `id`, `retry` and `event` lines are dropped: every provider repeats in the data
     what its event's name says. What servers send instead of an event is a payload too: a body
-    that begins with a brace is the answer of a server that ignored `stream: true`, taken whole; a
+    that begins with a brace is the answer of a server that ignored `stream: true`, taken whole, as a web page is; a
     later line that does, and llama-server's `error:` field, is an error in the midst of a stream.
 
     Attributes:
@@ -192,6 +195,9 @@ class SSEFramer:
                 self._data.append(line)
         elif line[:6] == b"error:":
             payloads.append(b'{"error":' + line[6:] + b"}")
+        elif not self.seen and not self._data and not payloads and PAGE.match(line):
+            self._whole = True
+            self._data.append(line)
         elif self.stray is None and line.partition(b":")[0] not in _FIELDS:
             self.stray = line[:200]
 
@@ -200,12 +206,15 @@ _FIELDS = frozenset({b"", b"event", b"id", b"retry", b"data"})
 
 
 class NDJSONFramer:
-    """One JSON value a line; blank lines mean nothing."""
+    """One JSON value a line; blank lines mean nothing. A web page is taken whole."""
 
-    __slots__ = ("_lines", "seen", "stray")
+    __slots__ = ("_begun", "_lines", "_page", "_size", "seen", "stray")
 
     def __init__(self) -> None:
         self._lines = _Lines()
+        self._begun = False
+        self._page: list[bytes] = []
+        self._size = 0
         self.seen = True
         self.stray: bytes | None = None
 
@@ -213,11 +222,20 @@ class NDJSONFramer:
         """The lines that this read completed.
 
         Raises:
-            LineTooLong: A line passed `MAX_LINE`.
+            LineTooLong: A line or a page passed `MAX_LINE`.
         """
-        return [line for line in self._lines.lines(data) if line and not line.isspace()]
+        lines = [line for line in self._lines.lines(data) if line and not line.isspace()]
+        if self._page or (lines and not self._begun and PAGE.match(lines[0].lstrip())):
+            self._page += lines
+            self._size += len(data)
+            if self._size > MAX_LINE:
+                raise LineTooLong
+            return []
+        self._begun = self._begun or bool(lines)
+        return lines
 
     def end(self) -> list[bytes]:
-        """The line that nothing ended."""
+        """The line that nothing ended, or the page."""
         rest = self._lines.rest()
-        return [rest] if rest and not rest.isspace() else []
+        lines = [*self._page, rest] if rest and not rest.isspace() else self._page
+        return [b"\n".join(lines)] if lines else []
