@@ -137,7 +137,7 @@ def ask(
     model = models[0] if models else None
     if models and len(models) > 1:
         _refuse_for_several(models, {"--continue": go_on, "--session": session is not None, "--dry-run": dry_run})
-    prompt, attached = question(words, files)
+    prompt, attached, title = question(words, files)
 
     def options() -> dict[str, Any]:
         return {
@@ -154,6 +154,7 @@ def ask(
             "budgets": _budgets(max_cost),
             "schema": _schema(schema),
             "allow_dirs": tuple(allow_dirs or ()),
+            "title": title,
         }
 
     if models and len(models) > 1:

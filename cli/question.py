@@ -18,32 +18,32 @@ LARGEST = 32 << 20
 """Bytes; no model takes more (https://docs.claude.com/en/api/overview#request-size-limits), and a device may never end."""
 
 
-def question(words: Sequence[str] | None, paths: Sequence[Path] | None) -> tuple[str, tuple[File, ...]]:
-    """The prompt and the files that go with it.
+def question(words: Sequence[str] | None, paths: Sequence[Path] | None) -> tuple[str, tuple[File, ...], str]:
+    """The prompt, the files that go with it, and what to call it: its words alone, where something is piped in besides.
 
     Raises:
         NotFound, UsageError: There is nothing to ask, or a file or standard input can't be read.
     """
-    prompt = _prompt(words or [])
+    text = " ".join(word for word in words or [] if word != "-").strip()
+    # What is piped in stands before the words.
+    prompt = "\n\n".join(part for part in (_piped(words or []), text) if part)
     files = tuple(_file(path) for path in paths or [])
     if not (prompt or files):
         msg = "there is nothing to ask: give a prompt as an argument or on standard input"
         raise UsageError(msg)
-    return prompt, files
+    return prompt, files, text or prompt
 
 
-def _prompt(words: Sequence[str]) -> str:
-    """The prompt from arguments and standard input; what is piped in stands before the words."""
-    text = " ".join(word for word in words if word != "-").strip()
-    piped = ""
-    if "-" in words or _has_input():
-        try:
-            # Decoded by hand: Python's own reading would change line ends, and replaces what is no UTF-8.
-            piped = _whole(sys.stdin.buffer, "standard input").decode().strip()
-        except UnicodeDecodeError as exc:
-            msg = "standard input is not UTF-8 text: convert it, or attach a text file with -f"
-            raise UsageError(msg) from exc
-    return "\n\n".join(part for part in (piped, text) if part)
+def _piped(words: Sequence[str]) -> str:
+    """What stands on standard input, if anything does."""
+    if "-" not in words and not _has_input():
+        return ""
+    try:
+        # Decoded by hand: Python's own reading would change line ends, and replaces what is no UTF-8.
+        return _whole(sys.stdin.buffer, "standard input").decode().strip()
+    except UnicodeDecodeError as exc:
+        msg = "standard input is not UTF-8 text: convert it, or attach a text file with -f"
+        raise UsageError(msg) from exc
 
 
 def _whole(file: BinaryIO, name: str) -> bytes:

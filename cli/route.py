@@ -72,7 +72,7 @@ def route(
     if go_on and session:
         msg = f"--continue means the last session and --session {session}: choose one"
         raise UsageError(msg)
-    prompt, attached = question(words, files)
+    prompt, attached, _ = question(words, files)
     asked = Question(prompt, model, "last" if go_on else session, system, attached, max_tokens)
     explain(asked, direct=direct, step=step, complexity=complexity, offline=offline, dry_run=dry_run, as_json=as_json)
 

@@ -148,6 +148,7 @@ class Timeline(Looking):
         timeout: float | None = None,
         cache: bool | None = None,
         budgets: Sequence[BudgetConfig] = (),
+        title: str | None = None,
         item: str | None = None,
     ) -> AsyncGenerator[Delta | Event | Superseded | TurnEnd]:
         """Ask, in a new session or an existing one.
@@ -169,6 +170,7 @@ class Timeline(Looking):
             timeout: Seconds that a call may take until its first words; None for what is configured.
             cache: Whether the recorded answer of an equal request will do; None for what is configured.
             budgets: Further budgets for this question; see `timeline.config.max_cost`.
+            title: What a new session is called after; by default the prompt.
             item: Which line of the batch that is `session`; then nothing of the session goes along.
 
         Yields:
@@ -188,7 +190,15 @@ class Timeline(Looking):
             else:
                 mode = "pipeline" if direct is False else "direct"
             ask = await self._prepare(
-                prompt, session, mode=mode, model=model, system=system, files=files, private=private, item=item
+                prompt,
+                session,
+                mode=mode,
+                model=model,
+                system=system,
+                files=files,
+                private=private,
+                title=title,
+                item=item,
             )
             return msgspec.structs.replace(
                 ask,
@@ -215,6 +225,7 @@ class Timeline(Looking):
         system: str | None = None,
         files: Sequence[File] = (),
         private: bool = False,
+        title: str | None = None,
         item: str | None = None,
     ) -> Ask:
         """What is asked for, checked, with what was said before."""
@@ -222,7 +233,7 @@ class Timeline(Looking):
         if not prompt.strip() and not files:
             msg = "there is nothing to ask: give a prompt as an argument or on standard input"
             raise UsageError(msg)
-        _check_text(prompt, system or "", *(file.body for file in files if isinstance(file.body, str)))
+        _check_text(prompt, system or "", title or "", *(file.body for file in files if isinstance(file.body, str)))
         # The lines of a batch have nothing to do with each other.
         talk = await self._talk(session, system) if item is None else _Talk(session, system)
         request = request_of([*(past for past, _ in talk.past), user_message(prompt, files)], talk.system, None)
@@ -235,8 +246,8 @@ class Timeline(Looking):
             self._providers.get(routed.candidates[0].provider)
         first = None
         if talk.session_id is None:
-            title = None if private else _title(prompt)
-            first = SessionStarted(client_version=timeline.__version__, owner=this_process(), title=title)
+            named = None if private else _title(title or prompt)
+            first = SessionStarted(client_version=timeline.__version__, owner=this_process(), title=named)
 
         async def choose(task: Task, complexity: Complexity | None, request: Request) -> Sequence[Candidate]:
             now = Asked(models, task, complexity, request)
@@ -419,6 +430,6 @@ def _check_text(*texts: str) -> None:
         raise UsageError(msg) from exc
 
 
-def _title(prompt: str) -> str:
-    line = " ".join(prompt.split())
+def _title(words: str) -> str:
+    line = " ".join(words.split())
     return line if len(line) <= TITLE_CHARACTERS else line[: TITLE_CHARACTERS - 1].rstrip() + "…"

@@ -256,6 +256,20 @@ def test_a_long_prompt_makes_a_short_title(home: Home, backend: Backend) -> None
     assert len(title) <= 60
 
 
+@pytest.mark.parametrize("models", [(), ("-m", "t:m", "-m", "t:other")])
+def test_what_is_piped_in_is_asked_about_and_titles_nothing_beside_words(
+    home: Home, backend: Backend, models: tuple[str, ...]
+) -> None:
+    backend.says(answer("Yes"))
+    home.run("ask", *models, "Write a commit message", stdin="diff --git a/docs b/docs")
+    asked = backend.messages()
+    home.run("ask", "-", stdin="All of it\nis piped")
+
+    assert [("user", "diff --git a/docs b/docs\n\nWrite a commit message")] == asked
+    titles = [row["data"]["title"] for row in home.events("session.started")]
+    assert [*["Write a commit message"] * (len(titles) - 1), "All of it is piped"] == titles
+
+
 def test_a_title_that_looks_like_markup_is_listed_as_it_is(home: Home, backend: Backend) -> None:
     title = "[/b] [red]hi[/red] :smile:"
     ask(home, backend, "One", title)
