@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from timeline.events import RateLimit
 
 __all__ = [
+    "DISPENSABLE",
     "AmbiguousName",
     "AuthenticationFailed",
     "BadResponse",
@@ -339,3 +340,7 @@ class BadResponse(ProviderError):
 
     kind = "bad_response"
     default_retryable = True
+
+
+DISPENSABLE = (BadResponse, BrokenStream, ContentRefused, InvalidRequest)
+"""So may the call end whose answer a turn can do without, its route: nothing is said about the question's own answer."""

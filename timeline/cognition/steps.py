@@ -18,11 +18,8 @@ from timeline.cognition.tools import Signal, ToolOutcome, Tools, Workspace
 from timeline.cognition.turn import Ask, Record, fitting
 from timeline.config import Complexity
 from timeline.errors import (
-    BadResponse,
-    BrokenStream,
-    ContentRefused,
+    DISPENSABLE,
     ContextTooLong,
-    InvalidRequest,
     StoreError,
     TimelineError,
     ToolError,
@@ -57,9 +54,6 @@ from timeline.providers.base import (
 from timeline.providers.base import Tool as ToolSchema
 
 __all__ = ["Steps", "is_small", "route_request"]
-
-UNREADABLE = (BadResponse, BrokenStream, ContentRefused, InvalidRequest)
-"""Failures of a route's call that say nothing about whether the answer can be had."""
 
 MOST_CALLS = 16
 """Tools that a model may call at once."""
@@ -189,7 +183,7 @@ class Steps:
                 async with aclosing(self._call(step_id, candidates, request, dispensable=True)) as events:
                     async for event in events:
                         yield event
-            except UNREADABLE as exc:
+            except DISPENSABLE as exc:
                 # There is no answer whose mistake a model could be shown.
                 decided = routing.Malformed(exc.kind)
                 break

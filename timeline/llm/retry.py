@@ -8,9 +8,8 @@ from msgspec import Struct
 
 from timeline.config import Retry as RetryConfig
 from timeline.errors import (
+    DISPENSABLE,
     AuthenticationFailed,
-    BadResponse,
-    BrokenStream,
     ContentRefused,
     ContextTooLong,
     InvalidRequest,
@@ -52,8 +51,6 @@ Step = Again | Next | GiveUp
 
 _PERSON = (AuthenticationFailed, PermissionDenied, QuotaExhausted)
 """Only a person can mend these, whatever a header says."""
-_BROKEN = (BrokenStream, BadResponse)
-"""The service is there, and its answer was no good."""
 _DISPENSABLE_TRIES = 2
 
 
@@ -97,7 +94,7 @@ def after_failure(
             return Next("the content was refused") if on_refusal else GiveUp("the content was refused")
     if not error.retryable or isinstance(error, _PERSON):
         return Next(error.kind)
-    enough = dispensable and isinstance(error, _BROKEN) and tries >= _DISPENSABLE_TRIES
+    enough = dispensable and isinstance(error, DISPENSABLE) and tries >= _DISPENSABLE_TRIES
     if enough or tries >= policy.max_attempts:
         return Next(f"{error.kind}, {tries} attempt{'s' if tries > 1 else ''}")
     ceiling = min(policy.max_delay, policy.base_delay * 2 ** min(tries - 1, 32))

@@ -29,6 +29,7 @@ from sqlalchemy import (
     select,
 )
 
+from timeline.errors import DISPENSABLE
 from timeline.events import BATCH_KEY, CallFailed, Event, Owner, ResponseCompleted
 from timeline.projections import Projection
 from timeline.projections.blocks import steps
@@ -54,8 +55,8 @@ SECOND = 1_000_000
 
 FAILURES = frozenset({"server", "overloaded", "network", "timeout", "broken_stream", "bad_response"})
 """Kinds of errors that are the service's failure."""
-BROKEN = frozenset({"broken_stream", "bad_response"})
-"""Of these, those that a route's answer may end with and the question is asked all the same."""
+_DISPENSABLE = FAILURES & {error.kind for error in DISPENSABLE}
+"""Of these, those that are none where they ended a route's call."""
 IN_A_ROW = 5
 """So many failures without a success between them open the circuit."""
 MOST = 2**62
@@ -108,8 +109,8 @@ _lately = Statement(
     .where(*_of_model, _a.started_at > bindparam("since"))
     .where(
         (_a.state == "completed")
-        | ((_a.state == "failed") & _a.reason.in_([literal(kind) for kind in sorted(FAILURES - BROKEN)]))
-        | ((_a.state == "failed") & _a.reason.in_([literal(kind) for kind in sorted(BROKEN)]) & ~_of_route)
+        | ((_a.state == "failed") & _a.reason.in_([literal(kind) for kind in sorted(FAILURES - _DISPENSABLE)]))
+        | ((_a.state == "failed") & _a.reason.in_([literal(kind) for kind in sorted(_DISPENSABLE)]) & ~_of_route)
     )
 )
 _kind_of_step = Statement(select(steps.c.kind).where(steps.c.step_id == bindparam("of_step")))
@@ -144,7 +145,7 @@ class HealthProjection(Projection):
             case CallFailed() as failed if failed.error.kind in FAILURES:
                 attempt = _ended(conn, event, failed.attempt)
                 if attempt is not None and not (attempt.local and failed.error.kind == "network"):
-                    if not (failed.error.kind in BROKEN and _step(conn, attempt) == "route"):
+                    if not (failed.error.kind in _DISPENSABLE and _step(conn, attempt) == "route"):
                         _fail(conn, event, attempt, failed.error.kind)
                     _count(conn, event, attempt, None)
 
