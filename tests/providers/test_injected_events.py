@@ -150,3 +150,27 @@ async def test_no_first_byte_in_time_is_recorded(tmp_path: Path, dialect: str) -
         failed = failure(await events_of(tmp_path, dialect, server.url))
 
     assert ("timeout", True, False) == (failed.error.kind, failed.error.retryable, failed.partial)
+
+
+@pytest.mark.parametrize("end", [CLOSE, IN_STREAM["anthropic"]], ids=["broken", "error"])
+async def test_what_came_of_an_answer_of_claude_is_estimated_where_it_told_no_count_of_it(tmp_path, end):
+    start = ANTHROPIC_START.replace(
+        b'"input_tokens":3', b'"input_tokens":16,"cache_read_input_tokens":4,"output_tokens":1'
+    )
+    words = BEGINNING["anthropic"].removeprefix(ANTHROPIC_START).replace(b"Hel", b"word " * 40)
+    async with Server(Reply([start, words, 0.02, end], headers=SSE)) as server:
+        events = await events_of(tmp_path, "anthropic", server.url)
+
+    (failed,) = [event.data for event in events if isinstance(event.data, CallFailed)]
+    assert ("estimated", 16, 4) == (failed.usage_source, failed.usage.input, failed.usage.cache_read)
+    assert failed.usage.output >= 40
+
+
+async def test_a_count_of_claude_stands_where_its_answer_breaks_off_behind_it(tmp_path):
+    start = ANTHROPIC_START.replace(b'"input_tokens":3', b'"input_tokens":16,"output_tokens":1')
+    count = b'data: {"type":"message_delta","delta":{},"usage":{"output_tokens":1}}\n\n'
+    async with Server(Reply([start, count, IN_STREAM["anthropic"]], headers=SSE)) as server:
+        events = await events_of(tmp_path, "anthropic", server.url)
+
+    (failed,) = [event.data for event in events if isinstance(event.data, CallFailed)]
+    assert ("provider", 16, 1) == (failed.usage_source, failed.usage.input, failed.usage.output)

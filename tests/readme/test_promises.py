@@ -15,6 +15,8 @@ from support.answers import FOREVER, answer, delta, error, event, limited, refus
 from support.command import TERMINAL, Backend, Home
 from support.loopback import Reply
 
+from timeline.errors import AuthenticationFailed
+
 ROOT = Path(__file__).parents[2]
 SECRET = "sk-live-0123456789abcdefghijklmnop"
 
@@ -35,6 +37,21 @@ def test_promise_has_a_test_of_its_name(promise: str) -> None:
     name = "test_" + re.sub(r"\W+", "_", promise.lower()).strip("_")
 
     assert name in globals()
+
+
+def test_the_program_prints_the_answer_and_raises_what_failed(
+    home: Home, backend: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for name, value in home.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(home.work)
+    backend.says(answer("Rayleigh ", "scattering"), refused(401, "no such key", "invalid_api_key"))
+    exec(program, {})
+
+    assert "Rayleigh scattering" == capsys.readouterr().out
+    with pytest.raises(AuthenticationFailed):
+        exec(program, {})
 
 
 def test_every_outcome_is_recorded(home: Home, backend: Backend) -> None:

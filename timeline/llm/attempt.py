@@ -34,6 +34,7 @@ from timeline.events import (
     ResponseAnnotated,
     ResponseCompleted,
     Usage,
+    UsageSource,
 )
 from timeline.llm.pricing import PriceBook, estimate_tokens, together
 from timeline.providers.base import (
@@ -361,16 +362,16 @@ class Attempt:
     def fail(self, exc: TimelineError) -> CallEnd:
         """The provider, the way to it, or the model's file failed."""
         text = self._text()
-        came = text or self._reasoning or self._tool_calls
-        usage = self._usage.usage if self._usage else self._estimate() if came else None
+        used = self._usage or text or self._reasoning or self._tool_calls
+        usage, source = self._so_far()
         failed = CallFailed(
             attempt=self._number,
             error=error_info(exc, private=self._context.private),
             duration_us=self._elapsed(),
             partial=bool(text),
-            usage=usage,
-            usage_source="provider" if self._usage else "estimated" if usage else "none",
-            cost=self._cost(usage) if usage else None,
+            usage=usage if used else None,
+            usage_source=source if used else "none",
+            cost=self._cost(usage) if used else None,
             rate_limits=exc.rate_limits if isinstance(exc, ProviderError) else (),
         )
         self._end(failed)
@@ -379,13 +380,13 @@ class Attempt:
     def interrupt(self, reason: InterruptReason) -> None:
         """The caller stopped it."""
         self.flush()
-        usage = self._usage.usage if self._usage else self._estimate()
+        usage, source = self._so_far()
         self._end(
             CallInterrupted(
                 attempt=self._number,
                 reason=reason,
                 usage=usage,
-                usage_source="provider" if self._usage else "estimated",
+                usage_source=source,
                 cost=self._cost(usage),
                 duration_us=self._elapsed(),
             )
@@ -432,6 +433,17 @@ class Attempt:
                 for part in (own, *(self._usage.besides if self._usage else ()))
             ]
         )
+
+    def _so_far(self) -> tuple[Usage, UsageSource]:
+        """What was used up to here, and whose numbers these are."""
+        estimate = self._estimate()
+        if self._usage is None:
+            return estimate, "estimated"
+        told = self._usage.usage
+        if not self._usage.begun:
+            return told, "provider"
+        output = max(told.output, estimate.output)
+        return msgspec.structs.replace(told, output=output, reasoning=estimate.reasoning), "estimated"
 
     def _estimate(self) -> Usage:
         """What nobody counted: of all that came, reasoning and wishes for tools too."""

@@ -241,12 +241,14 @@ class UsageReport(Struct, frozen=True):
         raw: The provider's object, verbatim.
         tier: In which tier of service it says it answered, where it has several at several prices.
         besides: What else it will bill.
+        begun: Told before the answer, whose tokens are still to be counted: its `output` says nothing of what came since.
     """
 
     usage: Usage
     raw: dict[str, Any]
     tier: str | None = None
     besides: tuple[Besides, ...] = ()
+    begun: bool = False
 
 
 class Finish(Struct, frozen=True, omit_defaults=True):

@@ -120,6 +120,7 @@ class MessagesParser:
 
     __slots__ = (
         "_answer_tool",
+        "_begun",
         "_blocks",
         "_calls",
         "_details",
@@ -137,6 +138,7 @@ class MessagesParser:
         self.done = False
         self._head = head
         self._answer_tool = answer_tool
+        self._begun = False
         self._blocks: dict[int, dict[str, Any]] = {}
         self._joined: dict[int, list[str]] = {}
         self._calls: dict[int, int] = {}
@@ -191,7 +193,7 @@ class MessagesParser:
             case "content_block_stop":
                 return self._stop(event.index)
             case "message_start" if event.message is not None:
-                return self._begin(event.message)
+                return self._begin(event.message, begun=True)
             case "message_delta":
                 if event.delta is not None:
                     self._raw_reason = _text(event.delta.stop_reason) or self._raw_reason
@@ -213,7 +215,7 @@ class MessagesParser:
         self._details = message.get("stop_details")
         return [*items, *self._finish()]
 
-    def _begin(self, message: dict[str, Any]) -> Iterable[Item]:
+    def _begin(self, message: dict[str, Any], *, begun: bool = False) -> Iterable[Item]:
         """What a message tells of itself: all, or what stands before a stream's first block.
 
         A tool that is called from within the code that the server runs comes so, with the reason for the stop.
@@ -227,7 +229,7 @@ class MessagesParser:
         for index, block in enumerate(blocks, -len(blocks)):
             items += self._start(index, block)
             items += self._stop(index)
-        items += self._overwrite(message.get("usage"))
+        items += self._overwrite(message.get("usage"), begun=begun)
         return items
 
     def _start(self, index: int, block: dict[str, Any]) -> Iterable[Item]:
@@ -290,21 +292,25 @@ class MessagesParser:
                 block["input"] = msgspec.json.decode(text)
         return ()
 
-    def _overwrite(self, usage: Any) -> Iterable[Item]:
-        """Counters overwrite; a null, missing or strange one keeps what `message_start` said."""
+    def _overwrite(self, usage: Any, *, begun: bool = False) -> Iterable[Item]:
+        """Counters overwrite; a null, missing or strange one keeps what `message_start` said.
+
+        What that says of the output is no count of it, until another event has one.
+        """
         if not isinstance(usage, dict):
             return ()
         merged = {**self._usage, **{key: value for key, value in usage.items() if value is not None}}
         for key in _COUNTED:
             if is_count(self._usage.get(key)) and not is_count(merged[key]):
                 merged[key] = self._usage[key]
-        if merged == self._usage:
+        begun = begun or (self._begun and not is_count(usage.get("output_tokens")))
+        if merged == self._usage and begun == self._begun:
             return ()
-        self._usage = merged
+        self._usage, self._begun = merged, begun
         tier = _text(merged.get("service_tier"))
         if not is_told(merged, *_COUNTED):
             return ()
-        return (UsageReport(read_usage(merged), merged, tier, read_besides(merged)),)
+        return (UsageReport(read_usage(merged), merged, tier, read_besides(merged), begun),)
 
     def _finish(self) -> list[Item]:
         self.done = True
