@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-__all__ = ["dollars", "usd"]
+__all__ = ["MOST_NANO_USD", "dollars", "usd"]
 
 NANO = 9
 """The power of ten of a nano-US-dollar."""
+MOST_NANO_USD = 2**63 - 1
+"""What the file's integers hold: a cost or a sum that is more is told as that much."""
 TELLING = 2
 """Digits that say how large a small amount is."""
 

@@ -140,6 +140,7 @@ async def test_items_within_the_rules_pass_unchanged() -> None:
         ([USED, Finish("end_turn")], "items", "Invalid enum value 'end_turn'"),
         ([UsageReport(Usage(input=-1), {}), DONE], "usage", "input is -1"),
         ([UsageReport(Usage(cache_read=2**70), {}), DONE], "usage", "cache_read is 1180591620717411303424"),
+        ([UsageReport(Usage(output=1_000_000_001), {}), DONE], "usage", "output is 1000000001"),
         ([UsageReport(Usage(output=1, reasoning=2), {}), DONE], "usage", "reasoning is 2, but output 1"),
         ([UsageReport(Usage(), {}, besides=(Besides(Usage(-1)),)), DONE], "usage", "input is -1"),
         ([Delta("Hello"), DONE], "usage", "none was reported"),

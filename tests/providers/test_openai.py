@@ -476,7 +476,7 @@ async def test_usage_wherever_it_stands(payloads, usage):
     assert (usage or Usage(), usage is not None) == (response.usage, response.usage_reported)
 
 
-@pytest.mark.parametrize("strange", [-1, 1e30, "9", True, [9]], ids=str)
+@pytest.mark.parametrize("strange", [-1, 1_000_000_001, 1e30, "9", True, [9]], ids=str)
 @pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
 async def test_what_can_be_no_count_is_no_report(name, strange):
     counters = {"prompt_tokens": 9, "completion_tokens": 2, name: strange}

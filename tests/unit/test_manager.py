@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event
 from support import answers
-from support.calls import Recorder, recorder, types_in
+from support.calls import ONCE, Recorder, recorder, types_in
 from support.loopback import Server
 
+from timeline.config import MOST_TOKENS, BudgetConfig, Price
 from timeline.errors import ProviderError, ServerError, StoreFull
 from timeline.events import (
     CallFailed,
@@ -28,6 +29,11 @@ from timeline.events import (
     Usage,
 )
 from timeline.llm.attempt import WINDOW_CHARACTERS, WINDOW_SECONDS, CallEnd
+from timeline.llm.manager import LLMManager
+from timeline.llm.pricing import PriceBook
+from timeline.money import MOST_NANO_USD
+from timeline.projections.budgets import read_budgets
+from timeline.projections.usage import report
 from timeline.providers.base import Besides, Delta, Finish, Item, LLMRequest, Message, OpaquePart, UsageReport
 from timeline.providers.openai import OpenAIProvider
 from timeline.store import content_digest
@@ -516,6 +522,34 @@ async def test_what_nobody_counted_is_estimated_from_all_that_came(calls: Record
 
     end = await calls.end()
     assert ("estimated", 23, 20) == (end.usage_source, end.usage.output, end.usage.reasoning)
+
+
+async def test_answers_dearer_than_any_sum_can_hold_end_and_are_summed_all_the_same(calls: Recorder) -> None:
+    dear = {"openai:model": Price(1_000_000, 1_000_000)}
+    calls.manager = LLMManager(
+        calls.store, calls.clock, calls.providers.__getitem__, settings=ONCE, prices=PriceBook(dear)
+    )
+    used = Usage(input=MOST_TOKENS, cache_read=MOST_TOKENS, output=MOST_TOKENS)
+    items = ["x", UsageReport(used, {}, None, tuple(Besides(used) for _ in range(3))), Finish("stop")]
+    for _ in range(3):
+        await calls.call(ScriptedProvider(items, name="openai", local=False))
+
+    [row] = await calls.store.query(lambda conn: report(conn, None))
+    [state] = await calls.store.query(
+        lambda conn: read_budgets(conn, [BudgetConfig("b", limit_usd=1, window="day")], now=calls.clock.now())
+    )
+    assert [MOST_NANO_USD] * 3 == [end.cost.nano_usd for end in await calls.data(ResponseCompleted)]
+    assert (MOST_NANO_USD, 3 * MOST_TOKENS, MOST_NANO_USD) == (row.nano_usd, row.output, state.spent)
+
+
+async def test_a_count_that_nobody_can_have_counted_is_no_count(calls: Recorder) -> None:
+    async with Server(answers.answer("x", tokens=(1, 2**53))) as server:
+        provider = OpenAIProvider("k", server.url)
+        await calls.call(provider)
+        await provider.aclose()
+
+    end = await calls.end()
+    assert ("estimated", 1) == (end.usage_source, end.usage.output)
 
 
 async def test_numbers_that_no_file_can_hold_end_an_attempt_all_the_same(calls: Recorder) -> None:

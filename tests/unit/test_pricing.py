@@ -21,7 +21,7 @@ from support import answers
 from support.command import Backend, Home
 
 from timeline import config
-from timeline.config import Price
+from timeline.config import MOST_TOKENS, Price
 from timeline.errors import ConfigError, NotFound
 from timeline.events import Cost, Usage
 from timeline.llm.pricing import PriceBook, Rates, estimate_tokens
@@ -177,7 +177,7 @@ def test_price_changes_on_the_day_that_the_vendor_changed_it() -> None:
 
 # ------------------------------------------------------------------ properties
 
-counts = st.integers(min_value=0, max_value=10**12)
+counts = st.integers(min_value=0, max_value=MOST_TOKENS)
 usages = st.builds(Usage, counts, counts, counts, counts, counts)
 dollars = st.floats(min_value=0, max_value=1_000_000, allow_nan=False).map(lambda value: round(value, 6))
 prices = st.builds(Price, dollars, dollars, st.none() | dollars, st.none() | dollars, st.none() | dollars)

@@ -328,6 +328,17 @@ async def test_folded_in_another_order_the_sums_lie_the_same_in_the_file(store: 
     assert sorted(inline["spending"]) == inline["spending"]
 
 
+async def test_sums_stop_at_the_largest_number_that_the_file_holds(store: EventStore, scribe: Scribe) -> None:
+    for at, call in ((NOON, "a"), (NOON, "b"), (NOON - 2 * HOUR, "c")):
+        await store.append(sent(scribe, at, paid(2**62 + 1), call=call, reserved_nano_usd=2**62))
+        await store.append(sent(scribe, at, call=f"{call} open", reserved_nano_usd=2**62))
+
+    states = await read(store, usd(), usd("call"), call_id="b")
+
+    most = 2**63 - 1
+    assert [(most, most), (2**62 + 1, 0)] == [(state.spent, state.reserved) for state in states]
+
+
 # ------------------------------------------------------------------ how much is read
 
 

@@ -21,6 +21,7 @@ from msgspec import Struct
 from timeline.config import Price
 from timeline.errors import TimelineError
 from timeline.events import Cost, Usage
+from timeline.money import MOST_NANO_USD
 from timeline.providers.address import is_loopback, split_url
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def together(costs: Sequence[Cost]) -> Cost:
     """What several things cost, under the name of the first; unknown where one of them is."""
     if any(cost.state != costs[0].state for cost in costs):
         return Cost("unpriced")
-    return msgspec.structs.replace(costs[0], nano_usd=sum(cost.nano_usd or 0 for cost in costs) or costs[0].nano_usd)
+    nano_usd = min(sum(cost.nano_usd or 0 for cost in costs), MOST_NANO_USD)
+    return msgspec.structs.replace(costs[0], nano_usd=nano_usd or costs[0].nano_usd)
 
 
 def estimate_tokens(*texts: str) -> int:
@@ -386,7 +388,7 @@ def _own_sum(price: Price, usage: Usage) -> Decimal:
 
 def _nano(dollars: Decimal) -> int:
     with localcontext(EXACT):
-        return int((dollars * 1_000_000_000).to_integral_value(ROUND_HALF_EVEN))
+        return min(int((dollars * 1_000_000_000).to_integral_value(ROUND_HALF_EVEN)), MOST_NANO_USD)
 
 
 def _version(price: Price) -> str:

@@ -13,8 +13,9 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, Connection, Text, and_, bindparam, func, literal_column, or_, select
 
 from timeline.config import BudgetConfig
+from timeline.money import MOST_NANO_USD
 from timeline.projections.calls import attempts
-from timeline.projections.usage import DAY, budget_alerts, spending
+from timeline.projections.usage import DAY, budget_alerts, spending, summed
 from timeline.statements import Statement
 
 __all__ = ["ONE_CALL", "BudgetState", "Period", "applies", "period", "read_budgets"]
@@ -155,7 +156,7 @@ def read_budgets(
             window=window.label,
             unit="nano_usd" if in_usd else "tokens",
             spent=nano_usd if in_usd else tokens,
-            reserved=sum(attempt.nano_usd if in_usd else attempt.tokens for attempt in held),
+            reserved=min(sum(attempt.nano_usd if in_usd else attempt.tokens for attempt in held), MOST_NANO_USD),
             limit=limit,
             action=budget.action,
             ends_at=window.period.ends_at if window.period else None,
@@ -268,7 +269,7 @@ ALERTED = Statement(
     .order_by(_b.threshold_percent)
 )
 
-_sums = [func.coalesce(func.sum(_s[name]), 0).label(name) for name in ("nano_usd", "tokens", "unpriced")]
+_sums = [summed(_s[name]).label(name) for name in ("nano_usd", "tokens", "unpriced")]
 _provider, _model = bindparam("of_provider", type_=Text), bindparam("of_model", type_=Text)
 _whose = (_provider.is_(None) | (_s.provider == _provider)) & (_model.is_(None) | (_s.model == _model))
 OF_SCOPE = Statement(select(*_sums).where(_s.scope == bindparam("of_scope"), _s.starts_at == 0, _whose))

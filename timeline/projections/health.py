@@ -31,6 +31,7 @@ from sqlalchemy import (
 
 from timeline.errors import DISPENSABLE
 from timeline.events import BATCH_KEY, CallFailed, Event, Owner, ResponseCompleted
+from timeline.money import MOST_NANO_USD
 from timeline.projections import Projection
 from timeline.projections.blocks import steps
 from timeline.projections.calls import attempts
@@ -244,7 +245,7 @@ def _count(conn: Connection, event: Event, attempt: Row, done: ResponseCompleted
                 row["output_tokens"] = _moved(row["output_tokens"], done.usage.output)
         if done.cost.nano_usd is not None:
             row["priced"] += 1
-            row["nano_usd"] += done.cost.nano_usd
+            row["nano_usd"] = min(row["nano_usd"] + done.cost.nano_usd, MOST_NANO_USD)
     _write_stats.run(conn, row)
 
 

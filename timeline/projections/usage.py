@@ -31,6 +31,7 @@ from timeline.events import (
     ResponseCompleted,
     SessionRedacted,
 )
+from timeline.money import MOST_NANO_USD
 from timeline.projections import Projection
 from timeline.projections.calls import attempts
 from timeline.statements import Statement
@@ -44,6 +45,7 @@ __all__ = [
     "budget_alerts",
     "report",
     "spending",
+    "summed",
     "usage",
 ]
 
@@ -53,6 +55,7 @@ QUARTER = 15 * 60 * 1_000_000
 """µs of a quarter of an hour: in every time zone, days begin with one of UTC's."""
 DAY = 24 * 60 * 60 * 1_000_000
 """µs of a day of UTC."""
+_HALF = 2**32
 
 usage = Table(
     "usage",
@@ -98,6 +101,12 @@ budget_alerts = Table(
 )
 
 
+def summed(column: ColumnElement[int]) -> ColumnElement[int]:
+    """The exact sum of what isn't negative, 0 of nothing, at most what an integer holds: SQLite's `sum` fails beyond."""
+    upper, lower = func.sum(column // _HALF), func.sum(column % _HALF)
+    return func.coalesce(func.min(upper * _HALF + lower, MOST_NANO_USD), 0)
+
+
 # The first end of an attempt counts.
 _add = Statement(insert(usage).prefix_with("OR IGNORE"))
 _attempt = Statement(
@@ -114,7 +123,11 @@ _counting = insert(spending)
 _spend = Statement(
     _counting.on_conflict_do_update(
         index_elements=list(spending.primary_key),
-        set_={name: spending.c[name] + _counting.excluded[name] for name in ("nano_usd", "tokens", "unpriced")},
+        # A sum that is too large for an integer is a float to SQLite, and larger than the largest.
+        set_={
+            name: func.min(spending.c[name] + _counting.excluded[name], MOST_NANO_USD)
+            for name in ("nano_usd", "tokens", "unpriced")
+        },
     )
 )
 _alert = Statement(insert(budget_alerts).prefix_with("OR IGNORE"))
@@ -248,21 +261,18 @@ def report(
     def count(condition: ColumnElement[bool]) -> ColumnElement[int]:
         return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
 
-    def total(column: ColumnElement[int]) -> ColumnElement[int]:
-        return func.coalesce(func.sum(column), 0)
-
     query = (
         select(
             group.label("group"),
             func.count(func.distinct(a.call_id)),
             count(a.state == "failed"),
             count(a.state == "interrupted"),
-            total(u.input),
-            total(u.cache_read),
-            total(u.cache_write + u.cache_write_1h),
-            total(u.output),
-            total(u.reasoning),
-            total(u.nano_usd),
+            summed(u.input),
+            summed(u.cache_read),
+            summed(u.cache_write + u.cache_write_1h),
+            summed(u.output),
+            summed(u.reasoning),
+            summed(u.nano_usd),
             count((u.cost_state == "unpriced") & (u.source != "none")),
             count(u.cost_state == "free"),
             count(u.source == "estimated"),

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from timeline.config import MOST_TOKENS
 from timeline.events import Usage
 
 __all__ = ["chat_usage", "count", "is_count", "is_told"]
-
-_MOST = 2**53
-"""More tokens than anybody has counted: what is larger is no count."""
 
 
 def count(counters: Any, name: str) -> int:
@@ -26,7 +24,7 @@ def count(counters: Any, name: str) -> int:
 
 def is_count(value: Any) -> TypeGuard[int | float]:
     """Whether somebody can have counted so many."""
-    return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= _MOST
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= MOST_TOKENS
 
 
 def is_told(counters: Mapping[str, Any], *names: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from timeline.config import MOST_TOKENS
 from timeline.events import Usage
 from timeline.providers.address import blotted, key_mark
 from timeline.providers.base import (
@@ -35,8 +36,6 @@ T = TypeVar("T")
 
 CLOSING_SECONDS = 5.0
 """How long a plugin may take to clean up behind a stream, and at the end."""
-MOST_TOKENS = 1 << 53
-"""What every reader of JSON takes as a whole number."""
 
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
     type_: msgspec.json.Decoder(type_) for type_ in (Delta, UsageReport, Finish, LLMResponse, ModelInfo)
@@ -68,7 +67,7 @@ def _usage_problem(told: UsageReport | LLMResponse) -> Problem | None:
     for usage in (told.usage, *(part.usage for part in told.besides)):
         for name in Usage.__struct_fields__:
             count = getattr(usage, name)
-            if not 0 <= count < MOST_TOKENS:
+            if not 0 <= count <= MOST_TOKENS:
                 return Problem("usage", f"{name} is {count}")
         if usage.reasoning > usage.output:
             return Problem("usage", f"reasoning is {usage.reasoning}, but output {usage.output}")
