@@ -1,4 +1,4 @@
-"""Opening the store for a command that only looks: it works in a folder that can't be written, too."""
+"""Opening the store for a command that asks nobody; one that only looks works in a folder that can't be written, too."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from timeline.config import Config
     from timeline.looking import Looking
 
-__all__ = ["looking", "writable"]
+__all__ = ["looking", "writable", "writing"]
 
 
 def looking(loaded: Config | None = None) -> AbstractAsyncContextManager[Looking]:
@@ -26,17 +28,37 @@ def looking(loaded: Config | None = None) -> AbstractAsyncContextManager[Looking
     return Looking.open(config=loaded, read_only=not writable(loaded))
 
 
+def writing() -> AbstractAsyncContextManager[Looking]:
+    """The same for a command that changes what was recorded; why nothing can be written is SQLite's to say.
+
+    Raises:
+        NotFound: There is no store yet.
+    """
+    from timeline import config
+    from timeline.looking import Looking
+
+    loaded = config.load()
+    _existing(loaded)
+    return Looking.open(config=loaded)
+
+
 def writable(loaded: Config) -> bool:
     """Whether the configuration's store can be written.
 
     Raises:
         NotFound: There is none yet.
     """
-    from timeline.errors import NotFound
     from timeline.store.sqlite import has_room
+
+    path = _existing(loaded)
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) and has_room(path)
+
+
+def _existing(loaded: Config) -> Path:
+    from timeline.errors import NotFound
 
     path = loaded.paths.store
     if not path.exists():
         msg = f"there is no store at {path} yet: 'timeline ask' makes it"
         raise NotFound(msg)
-    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) and has_room(path)
+    return path

@@ -113,14 +113,14 @@ def rename(
 ) -> None:
     """Give a session another title; commands take it as its name."""
     from .app import wait_for
-    from .opening import looking
+    from .opening import writing
 
     if not title.strip():
         msg = "a title has at least one character: give one"
         raise UsageError(msg)
 
     async def work() -> None:
-        async with looking() as timeline:
+        async with writing() as timeline:
             await timeline.rename(session, title)
 
     wait_for(work())
@@ -134,14 +134,14 @@ def forget(
 ) -> None:
     """Remove what was said in a session for good. What it used and cost stays."""
     from .app import wait_for
-    from .opening import looking
+    from .opening import looking, writing
 
     async def find() -> Session:
         async with looking() as timeline:
             return await timeline.session(session)
 
     async def work() -> int:
-        async with looking() as timeline:
+        async with writing() as timeline:
             return await timeline.forget(found.session_id)
 
     found = wait_for(find())

@@ -66,10 +66,10 @@ def rebuild(
 ) -> None:
     """Fold the read models anew. Others may go on appending meanwhile."""
     from .app import wait_for
-    from .opening import looking
+    from .opening import writing
 
     async def work() -> list[str]:
-        async with looking() as timeline:
+        async with writing() as timeline:
             return await timeline.store.rebuild(names or None)
 
     sys.stdout.write(f"rebuilt: {', '.join(wait_for(work()))}\n")

@@ -345,6 +345,7 @@ def test_a_read_only_folder_can_be_looked_at_and_not_asked_in(home: Home, backen
     said = sentence(mounted(home, READ_ONLY, "ask", "hi"), 1)
 
     assert "can't be written" in said
+    assert "can't be written" in sentence(mounted(home, READ_ONLY, "sessions", "rename", "last", "A title"), 1)
     assert ([], before) == (backend.requests, home.events())
     for argv in LOOKING:
         result = mounted(home, READ_ONLY, *argv)
@@ -412,6 +413,22 @@ def test_a_disk_that_is_full_at_the_start(home: Home, backend: Backend, free: in
 
     assert said in sentence(result, 1)
     assert [] == backend.requests
+    assert before == after(home)
+
+
+@pytest.mark.parametrize(
+    "argv", [("sessions", "forget", "last", "--yes"), ("sessions", "rename", "last", "A title"), ("store", "rebuild")]
+)
+def test_a_full_disk_is_told_from_one_that_can_t_be_written(
+    home: Home, backend: Backend, argv: tuple[str, ...]
+) -> None:
+    home.run("ask", "a question")
+    before = home.types()
+    size = sum(path.stat().st_size for path in home.path.iterdir()) // 1024 + 24
+
+    result = mounted(home, small_disk(size), *argv)
+
+    assert "no space left to record in" in sentence(result, 1)
     assert before == after(home)
 
 
