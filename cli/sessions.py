@@ -37,11 +37,13 @@ def list_(
 
     async def rows() -> list[SessionRow]:
         async with looking() as timeline:
-            return await timeline.sessions(limit or None)
+            # One more than is shown tells that there are more.
+            return await timeline.sessions(limit + 1 if limit else None)
 
     from timeline.projections.blocks import SessionRow
 
-    found = wait_for(rows())
+    known = wait_for(rows())
+    found = known[: limit or None]
     if as_json:
         from .shapes import sessions_object
 
@@ -72,6 +74,8 @@ def list_(
         title = Text(output.harmless(row.title or "–", output.stdout()), no_wrap=True, overflow="ellipsis")
         table.add_row(row.id[:shown], output.when(row.last_at), str(row.turns), title)
     output.stdout().print(table)
+    if len(known) > len(found):
+        output.notice("there are more: --limit 0 shows all")
 
 
 @app.command()

@@ -211,6 +211,17 @@ def test_list_shows_as_many_as_asked_for(home: Home, backend: Backend) -> None:
     assert (["session 2", "session 1"], 3) == ([row["title"] for row in some], len(every))
 
 
+def test_list_says_where_there_are_more_than_it_shows(home: Home, backend: Backend) -> None:
+    for number in range(3):
+        ask(home, backend, "x", f"session {number}")
+
+    few = home.run("sessions", "list", "--limit", "2")
+
+    assert "session 1" in few.out
+    assert (False, "there are more: --limit 0 shows all\n") == ("session 0" in few.out, few.err)
+    assert ["", ""] == [home.run("sessions", "list", "--limit", limit).err for limit in ("3", "0")]
+
+
 def test_what_list_shows_of_an_id_is_enough_to_find_it(home: Home, backend: Backend) -> None:
     for number in range(2):
         ask(home, backend, "x", f"session {number}")
