@@ -347,6 +347,21 @@ def test_what_is_before_a_page_of_rubbish_is_read(tmp_path: Path) -> None:
     assert f"position {len(seen)}: {path} is damaged (database disk image is malformed): " in str(damage.value)
 
 
+def test_damage_in_one_call_is_placed_where_it_is_and_not_where_others_are(path: Path) -> None:
+    ((position, call_id),) = look(
+        path, "SELECT position, call_id FROM events WHERE session_id = 'b' AND type = 'turn.started' LIMIT 1"
+    )
+    force(path, f"UPDATE events SET data = 'z' WHERE position = {position}")
+
+    async def read() -> None:
+        async with opened(path) as store:
+            async for _ in store.read(call_id=call_id, until=position + 3):
+                pass
+
+    with pytest.raises(StoreDamaged, match=f"^position {position}: "):
+        asyncio.run(read())
+
+
 def test_rubbish_in_the_first_page_of_the_log_is_damage_at_once(path: Path) -> None:
     (page,) = look(path, "SELECT rootpage FROM sqlite_master WHERE name = 'events'")[0]
     spoil(path, (page - 1) * 4096)

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, Engine, func, select, true
+from sqlalchemy import ColumnElement, Connection, Engine, func, select
 from sqlalchemy.util import greenlet_spawn
 
 from timeline.errors import NotATimelineStore, NotFound, StoreDamaged, StoreReadOnly, StoreTooNew
@@ -222,13 +222,14 @@ class EventStore:
             StoreDamaged: What comes next can't be read; all before it was yielded.
         """
         limit = PAGE
-        page = partial(_read, session_id=session_id, call_id=call_id, until=until)
+        which = _which(session_id=session_id, call_id=call_id, until=until)
+        page = partial(_read, which=which)
         while True:
             try:
                 events = await self.query(partial(page, after=after, limit=limit))
             except StoreDamaged as exc:
                 if limit == 1:
-                    raise await self._placed(exc, after, session_id) from exc
+                    raise await self._placed(exc, after, which) from exc
                 # Nearer to what can't be read, in smaller steps.
                 limit = max(limit // 10, 1)
                 continue
@@ -238,11 +239,10 @@ class EventStore:
                 return
             after = events[-1].position
 
-    async def _placed(self, exc: StoreDamaged, after: int, session_id: str | None) -> StoreDamaged:
-        """The damage that was found behind a position, with its place as `verify` names it."""
+    async def _placed(self, exc: StoreDamaged, after: int, which: Sequence[ColumnElement[bool]]) -> StoreDamaged:
+        """The damage that was found behind a position, among those of which events, with its place as `verify` names it."""
         log = schema.events.c
-        of_session = log.session_id == session_id if session_id is not None else true()
-        place = select(func.min(log.position)).where(log.position > after, of_session)
+        place = select(func.min(log.position)).where(log.position > after, *which)
         try:
             position = await self.query(lambda conn: conn.execute(place).scalar())
         except StoreDamaged:
@@ -371,23 +371,21 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
 # ------------------------------------------------------------------ reading rows
 
 
-def _read(
-    conn: Connection,
-    after: int,
-    limit: int,
-    *,
-    session_id: str | None = None,
-    call_id: str | None = None,
-    until: int | None = None,
-) -> list[Event]:
-    table = schema.events
-    query = select(table).where(table.c.position > after).order_by(table.c.position).limit(limit)
+def _which(*, session_id: str | None, call_id: str | None, until: int | None) -> list[ColumnElement[bool]]:
+    log = schema.events.c
+    which: list[ColumnElement[bool]] = []
     if session_id is not None:
-        query = query.where(table.c.session_id == session_id)
+        which.append(log.session_id == session_id)
     if call_id is not None:
-        query = query.where(table.c.call_id == call_id)
+        which.append(log.call_id == call_id)
     if until is not None:
-        query = query.where(table.c.position <= until)
+        which.append(log.position <= until)
+    return which
+
+
+def _read(conn: Connection, after: int, limit: int, *, which: Sequence[ColumnElement[bool]] = ()) -> list[Event]:
+    table = schema.events
+    query = select(table).where(table.c.position > after, *which).order_by(table.c.position).limit(limit)
     # A damaged row can lack what the table says is never null.
     rows = ((row, row.data or "") for row in conn.execute(query))
     return [
