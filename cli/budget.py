@@ -56,7 +56,9 @@ def budget(
     for number, (configured, state) in enumerate(zip(budgets, states, strict=True)):
         if number:
             console.print()
-        for line in _lines(configured, state, console):
+        head, *lines = _lines(configured, state, console)
+        output.say(console, head)
+        for line in lines:
             console.print(line, soft_wrap=True)
 
 
@@ -88,7 +90,7 @@ def _lines(configured: BudgetConfig, state: BudgetState, console: Console) -> li
     about = [state.name, configured.model or configured.provider, state.action, window]
     about += [f"until {output.when(state.ends_at)}"] if state.ends_at else []
     head = output.harmless(drawn.dot.join(part for part in about if part), console)
-    lines = [Text(head if len(head) <= width else head[: width - len(drawn.more)] + drawn.more, style="bold")]
+    lines = [Text(head, style="bold")]
     if state.window in EACH:
         return [*lines, Text(f"  up to {limit}")]
     lines.append(_bar(state, drawn, width))

@@ -13,6 +13,7 @@ import pytest
 from support import answers
 from support.answers import FOREVER, answer, stream
 from support.command import Backend, Home
+from support.terminal import Terminal
 
 CENT_PER_TOKEN = {"input_per_million": 1e4, "output_per_million": 1e4}
 HELLO = 6
@@ -264,6 +265,18 @@ def test_each_budget_has_a_bar_of_what_is_spent_reserved_and_left(home: Home, ba
         "provider": "t",
         "ends_at": None,
     }.items() <= value[1].items()
+
+
+def test_a_long_name_takes_nothing_from_when_the_budget_begins_anew(home: Home) -> None:
+    configure(home, {"name": "everything that the team asks in a month", "limit_usd": 1, "action": "fallback"})
+
+    head = shown(home)[0]
+
+    begun = "everything that the team asks in a month · fallback"
+    assert re.fullmatch(rf"{begun} · \d{{4}}-\d\d · until \d{{4}}-\d\d-01 00:00", head)
+    with Terminal(home, "budget", columns=40, rows=10) as terminal:
+        assert 0 == terminal.wait()
+        assert head.split() == " ".join(terminal.lines[:3]).split()
 
 
 def test_what_has_no_price_is_said_to_be_missing_from_what_is_spent(home: Home, backend: Backend) -> None:
