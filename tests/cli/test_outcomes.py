@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import signal
@@ -16,7 +15,6 @@ from support import answers
 from support.answers import FOREVER, answer, batch, broken, delta, event, limited, refused, reset, stream, usage
 from support.command import Backend, Home, Process
 from support.loopback import Reply, free_port
-from support.terminal import Terminal
 
 EXIT_PIPE = 141
 HELLO = (*(f"word{number} " for number in range(2000)),)
@@ -441,61 +439,6 @@ def test_an_answer_of_nothing_says_so(home: Home, backend: Backend, form: tuple[
     assert 1 == home.run("replay", "last").out.count(says)
 
 
-PAGES = [{"url": "https://a.example", "title": "The\n A"}, {"url": "https://b.example"}]
-NAMING_PAGES = stream("Yes [2]", event({"choices": [], "search_results": PAGES}), delta(finish="stop"))
-
-
-def test_the_sources_of_an_answer_are_listed_below_it(home: Home, backend: Backend) -> None:
-    backend.says(NAMING_PAGES)
-    lines = "  [1] The A https://a.example\n  [2] https://b.example\n"
-
-    result, quiet, as_json = (home.run("ask", "hi", *further) for further in ((), ("-q",), ("--json",)))
-
-    assert (0, "Yes [2]\n", 1) == (result.code, result.out, result.err.count(lines)), result.err
-    assert ("Yes [2]\n", "") == (quiet.out, quiet.err)
-    assert [("https://a.example", "The\n A"), ("https://b.example", None)] == [
-        (source["url"], source["title"]) for source in as_json.json()["sources"]
-    ]
-    assert 1 == home.run("replay", "last").out.count(lines)
-
-
-@pytest.mark.parametrize("form", [("--direct",), ("--pipeline",)])
-@pytest.mark.parametrize("kind", [("--private",), ("--cache",)])
-def test_the_sources_are_listed_live_where_the_turn_s_own_events_do_not_name_them(
-    home: Home, backend: Backend, form: tuple[str, ...], kind: tuple[str, ...]
-) -> None:
-    backend.says(NAMING_PAGES)
-    home.run("ask", "hi", *form, *kind)
-
-    result, as_json = (home.run("ask", "hi", *form, *kind, *further) for further in ((), ("--json",)))
-
-    assert (0, "Yes [2]\n", 1) == (result.code, result.out, result.err.count("  [2] https://b.example\n")), result.err
-    assert [page["url"] for page in PAGES] == [source["url"] for source in as_json.json()["sources"]]
-    assert (kind == ("--cache",)) == (b"a.example" in home.bytes())
-    with Terminal(home, "ask", "hi", *form, *kind) as terminal:
-        assert 0 == terminal.wait(), terminal.text
-        assert 1 == terminal.text.count("[2] https://b.example")
-
-
-def test_why_an_answer_was_refused_is_told(home: Home, backend: Backend) -> None:
-    home.configure(kind="anthropic", base_url=backend.url)
-    details = {"type": "refusal", "explanation": "It was\x1b blocked."}
-    start = {"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 5}}}
-    piece = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "First,"}}
-    end = {"type": "message_delta", "delta": {"stop_reason": "refusal", "stop_details": details}, "usage": {}}
-    for events, told in (
-        ([start, piece, end], "cut off: the provider's filter ended the answer: It was␛ blocked."),
-        ([start, end], "the model answered with nothing (finish reason: content_filter): It was␛ blocked."),
-    ):
-        backend.says(Reply.sse(*events, {"type": "message_stop"}))
-
-        result = home.run("ask", "hi")
-
-        assert (0, 1) == (result.code, result.err.count(told)), result.err
-        assert 1 == home.run("replay", "last").out.count(told)
-        assert 1 == home.run("ask", "hi", "--private").err.count(told)
-
-
 def test_quiet_shows_the_answer_alone(home: Home, backend: Backend) -> None:
     backend.says(stream(delta(reasoning_content="hm"), "Answer", delta(finish="stop"), answers.event("[DONE]")))
 
@@ -511,19 +454,6 @@ def test_an_answer_cut_off_by_the_limit_says_so(home: Home, backend: Backend) ->
 
     assert (0, "Hel\n", "length") == (result.code, result.out, home.end()["data"]["finish_reason"])
     assert "cut off" in result.err
-
-
-def test_ctrl_c_ends_the_wait_for_who_makes_the_store(home: Home, backend: Backend) -> None:
-    with home.path.joinpath("timeline.db.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        process = home.start("ask", "hi")
-        time.sleep(1)
-        process.send(signal.SIGINT)
-
-        assert (130, []) == (process.wait(5), backend.requests)
-
-    backend.says(answer("Hello"))
-    assert 0 == home.run("ask", "hi").code
 
 
 def test_tokens_told_beside_an_error_are_recorded_with_it(home: Home, backend: Backend) -> None:

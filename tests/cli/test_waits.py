@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import json
+import os
 import re
+import select
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -367,3 +374,34 @@ def test_when_the_one_is_killed_another_takes_over_and_all_get_the_whole_answer(
         assert "that answer broke off: it begins anew" in process.errors()
     assert 0 == home.run("sessions", "list").code
     home.end()
+
+
+@contextmanager
+def watching(path: Path) -> Iterator[Callable[[], None]]:
+    """What waits until somebody opens a file once more; see inotify(7)."""
+    libc, IN_OPEN = ctypes.CDLL(None), 0x20  # noqa: N806  its name there
+    watch = libc.inotify_init()
+    assert libc.inotify_add_watch(watch, os.fsencode(path), IN_OPEN) > 0
+
+    def wait() -> None:
+        assert select.select([watch], [], [], 20)[0], f"nobody opened {path}"
+        os.read(watch, 4096)
+
+    yield wait
+    os.close(watch)
+
+
+def test_ctrl_c_ends_the_wait_for_who_makes_the_store(home: Home, backend: Backend) -> None:
+    path = home.path / "timeline.db.lock"
+    with path.open("w") as lock, watching(path) as opened:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = home.start("ask", "hi")
+        # The first time to make it, the others to lock it: again and again.
+        for _ in range(3):
+            opened()
+        process.send(signal.SIGINT)
+
+        assert (130, []) == (process.wait(5), backend.requests)
+
+    backend.says(answer("Hello"))
+    assert 0 == home.run("ask", "hi").code
