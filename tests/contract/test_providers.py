@@ -179,10 +179,11 @@ class TestScripted(ProviderContract):
 
 
 class Kept(EmbeddedProvider):
-    """The other one, which keeps its model loaded when this is closed."""
+    """Loads its models for another one too, and leaves it to that one to end them."""
 
-    def __init__(self, other: EmbeddedProvider) -> None:
-        self.__dict__ = other.__dict__
+    def __init__(self, other: EmbeddedProvider, models_dir: Path) -> None:
+        super().__init__(models_dir=models_dir)
+        self._engines = other._engines
 
     async def aclose(self) -> None:
         pass
@@ -201,7 +202,7 @@ class TestEmbedded(ProviderContract):
         self.loaded = loaded_model
 
     def provider(self) -> LLMProvider:
-        return EmbeddedProvider(models_dir=self.folder) if self.closes else Kept(self.loaded)
+        return EmbeddedProvider(models_dir=self.folder) if self.closes else Kept(self.loaded, self.folder)
 
     def unreachable(self) -> LLMProvider:
         return EmbeddedProvider({"smollm2": str(self.folder / "no-such.gguf")}, models_dir=self.folder)
