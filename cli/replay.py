@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated
@@ -74,8 +75,9 @@ async def _replay(name: str, speed: float | None, number: int | None, *, cogniti
 
     async with looking() as timeline:
         events, damage = await _recorded(timeline, await timeline.find(name))
-        borrowed = await timeline.borrowed(events)
+        borrowed, elsewhere = await _borrowed(timeline, events)
         session = fold(events, borrowed)
+        damage = damage or elsewhere
         try:
             bodies = await timeline.bodies(session)
         except StoreDamaged as exc:
@@ -126,6 +128,19 @@ async def _recorded(timeline: Looking, session_id: str) -> tuple[list[Event], St
             raise
         return events, exc
     return events, None
+
+
+async def _borrowed(timeline: Looking, events: list[Event]) -> tuple[dict[str, list[Event]], StoreDamaged | None]:
+    """The events of calls whose answers were read again, but of those that can't be read, and why these can't be."""
+    try:
+        return await timeline.borrowed(events), None
+    except StoreDamaged as exc:
+        damage = exc
+    borrowed: dict[str, list[Event]] = {}
+    for event in events:
+        with contextlib.suppress(StoreDamaged):
+            borrowed |= await timeline.borrowed([event])
+    return borrowed, damage
 
 
 def _chosen(session: Session, number: int | None) -> list[Turn]:

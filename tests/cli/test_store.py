@@ -124,6 +124,22 @@ def test_replay_shows_what_is_before_the_damage(hurt: Home, byte: bytes) -> None
     assert plain.err == events.err
 
 
+def test_replay_draws_a_session_whose_cached_answer_is_damaged_in_another(home: Home, backend: Backend) -> None:
+    backend.says(answer("One it is."), answer("Two it is."))
+    for argv in (("One", "--cache"), ("One", "--cache"), ("Two", "-c")):
+        home.run("ask", *argv)
+    spoil(home, "One it is.", "7a")
+
+    plain = home.run("replay", "last")
+    value = home.run("replay", "last", "--json")
+
+    assert (1, 1) == (plain.code, len(plain.err.splitlines())), plain.err
+    assert "Error: position " in plain.err
+    assert ["❯ One", "❯ Two"] == [line for line in plain.out.splitlines() if "❯" in line]
+    assert (1, "store_damaged") == (value.code, value.json()["error"]["kind"])
+    assert ["", "Two it is."] == [turn["answer"] for turn in value.json()["turns"]]
+
+
 def test_replay_shows_the_answers_where_a_prompt_is_damaged(hurt: Home) -> None:
     # A row of `contents` in the file: the digest, then the body.
     row = content_digest("Two").encode() + b"Two"
