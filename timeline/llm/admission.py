@@ -40,6 +40,7 @@ class Option(Struct):
     Args:
         candidate: Which.
         provider: Whom to ask; None until it is made.
+        local: Whether it runs on this machine, as its provider said when it was made ready.
         request: What, with the candidate's model.
         digest: Of the request; None where bodies aren't recorded.
         tries: Attempts made at it.
@@ -50,6 +51,7 @@ class Option(Struct):
     candidate: Candidate
     request: LLMRequest
     provider: LLMProvider | None = None
+    local: bool = False
     digest: str | None = None
     tries: int = 0
     reservation: Reservation | None = None
@@ -186,7 +188,7 @@ class Admission:
         option = chain.options[index]
         try:
             option.provider = self._get(option.candidate.provider)
-            local = option.provider.is_local(option.candidate.model)
+            option.local = option.provider.is_local(option.candidate.model)
         except TimelineError as exc:
             chain.error = chain.error or exc
             del chain.options[index]
@@ -200,7 +202,7 @@ class Admission:
         budgets = self._budgets(chain)
         provider, model = option.candidate.provider, option.candidate.model
         # What runs on this machine is free, unless the user gave it a price.
-        free = local and f"{provider}:{model}" not in self._settings.prices
+        free = option.local and f"{provider}:{model}" not in self._settings.prices
         limit = bounded_max_tokens(option.request.max_tokens, budgets, provider, model, free=free)
         option.request = msgspec.structs.replace(option.request, max_tokens=limit)
         if not chain.context.private:
@@ -216,17 +218,16 @@ class Admission:
             if option.provider is None or option.reservation is not None:
                 continue
             request, (provider, model) = option.request, (option.candidate.provider, option.candidate.model)
-            local, tokens = option.provider.is_local(model), estimate_input(request)
-            option.input_tokens = tokens
+            tokens = option.input_tokens = estimate_input(request)
             if any(applies(budget, provider, model) for budget in self._budgets(chain)):
-                await self._prices.ready(provider, model, local=local)
+                await self._prices.ready(provider, model, local=option.local)
                 option.reservation = reservation(
                     self._prices,
                     provider,
                     model,
                     tokens,
                     request.max_tokens,
-                    local=local,
+                    local=option.local,
                     at=self._clock.now(),
                     extra=request.extra,
                 )

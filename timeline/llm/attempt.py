@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from timeline.config import BudgetConfig
-from timeline.errors import BrokenStream, ProviderError, TimelineError
+from timeline.errors import BrokenStream, PluginError, ProviderError, TimelineError
 from timeline.events import (
     CallCacheHit,
     CallFailed,
@@ -172,6 +172,7 @@ class Attempt:
         call_id: str,
         number: int,
         why: str,
+        local: bool,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -182,6 +183,7 @@ class Attempt:
         self._call_id = call_id
         self._number = number
         self._why = why
+        self._local = local
         self._sent_at = clock.now()
         self._monotonic_ns = clock.monotonic_ns
         self._started = clock.monotonic_ns()
@@ -324,7 +326,7 @@ class Attempt:
 
     async def priced(self) -> None:
         """Wait until what it cost can be told at once."""
-        await self._prices.ready(self._provider.name, self._request.model, local=self._local)
+        await self._prices.ready(self._provider.name, self._request.model, local=self._was_local())
 
     def complete(self) -> CallEnd:
         """The provider gave a whole answer."""
@@ -410,12 +412,16 @@ class Attempt:
         self.flush()
         self.committed.push(self._enqueue(data))
 
-    @property
-    def _local(self) -> bool:
-        return self._provider.is_local(self._request.model)
+    def _was_local(self) -> bool:
+        """Whether it was computed here: a local server may tell only with its answer that it passed the question on."""
+        try:
+            return self._local and self._provider.is_local(self._request.model)
+        except PluginError:
+            # However little its provider knows of itself, an attempt has its end.
+            return self._local
 
     def _cost(self, usage: Usage, returned: str | None = None) -> Cost:
-        request, extra = self._request, self._request.extra
+        request, extra, local = self._request, self._request.extra, self._was_local()
         if self._usage is not None and self._usage.tier is not None:
             # The tier it was answered in, which may not be the one that was asked for.
             extra = {**extra, "service_tier": self._usage.tier}
@@ -426,7 +432,7 @@ class Attempt:
                     self._provider.name,
                     (part.model,) if part.model else (returned, request.model),
                     part.usage,
-                    local=self._local,
+                    local=local,
                     at=self._sent_at,
                     extra=extra,
                 )

@@ -224,6 +224,7 @@ class LLMManager:
             call_id=chain.call_id,
             number=chain.attempts + 1,
             why=option.candidate.why,
+            local=option.local,
         )
 
     async def _first(self, items: AsyncIterator[Item], chain: Chain) -> Item | None:
@@ -259,9 +260,9 @@ class LLMManager:
     def _runs_here(self, option: Option) -> bool:
         try:
             provider = option.provider or self._get(option.candidate.provider)
+            return provider.is_local(option.request.model)
         except TimelineError:
-            return False
-        return provider.is_local(option.request.model)
+            return option.local
 
     # -------------------------------------------------------------- after a failure
 
