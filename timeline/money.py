@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-__all__ = ["MOST_NANO_USD", "dollars", "usd"]
+__all__ = ["MOST_NANO_USD", "dollars", "rounded", "usd"]
 
 NANO = 9
 """The power of ten of a nano-US-dollar."""
@@ -21,7 +21,12 @@ def dollars(amount: Decimal) -> str:
 
 
 def usd(nano: int, *, places: int | None = None) -> str:
-    """An amount as `dollars` writes it.
+    """An amount as `dollars` writes it, `rounded`."""
+    return dollars(rounded(nano, places))
+
+
+def rounded(nano: int, places: int | None = None) -> Decimal:
+    """An amount in US dollars.
 
     Args:
         nano: Nano-US-dollars.
@@ -31,4 +36,4 @@ def usd(nano: int, *, places: int | None = None) -> str:
     amount = Decimal(nano).scaleb(-NANO)
     if places is not None and nano:
         amount = round(amount, max(places, TELLING - 1 - amount.adjusted()))
-    return dollars(amount)
+    return amount

@@ -147,6 +147,24 @@ def test_max_cost_that_is_no_amount_is_a_usage_error(home: Home) -> None:
     assert not home.store.exists()
 
 
+@pytest.mark.parametrize(
+    ("entry", "said"), [({}, True), ({"local": False}, False), ({"base_url": "http://192.0.2.1"}, False)]
+)
+def test_of_a_server_on_this_machine_a_refusal_says_how_to_call_it_free(
+    home: Home, entry: dict[str, Any], said: bool
+) -> None:
+    configure(
+        home,
+        {"name": "monthly", "limit_usd": 5},
+        llm_providers={"t": {"kind": "openai", "base_url": home.url, **entry}},
+    )
+
+    refused = home.run("ask", "hello")
+
+    assert 3 == refused.code
+    assert said is ("say 'local: true' under 't' in the configuration if it computes its answers" in refused.err)
+
+
 def test_a_model_of_unknown_price_is_not_asked_under_a_budget_in_dollars(home: Home, backend: Backend) -> None:
     configure(home)
     backend.says(answer("Hi"))

@@ -168,6 +168,18 @@ def test_a_refusal_for_an_unknown_price_says_how_to_give_one() -> None:
     ) == message(asked(state(), nano_usd=None))
 
 
+@pytest.mark.parametrize(
+    ("spent", "nano_usd", "words"),
+    [
+        (0, 723_074_650, "may cost $0.7231:"),
+        (0, 723_000_001, "may cost $0.723000001:"),
+        (1000, 722_999_001, 'may cost $0.723: the budget "monthly" (2026-11) of $0.723 has $0.000001 spent'),
+    ],
+)
+def test_a_refusal_has_as_few_digits_as_show_that_it_does_not_fit(spent: int, nano_usd: int, words: str) -> None:
+    assert words in message(asked(state(limit=723_000_000, spent=spent), nano_usd=nano_usd))
+
+
 def test_a_refusal_for_max_cost_speaks_of_the_option() -> None:
     budget = state(name="--max-cost", window="turn", ends_at=None, limit=5)
 

@@ -29,6 +29,7 @@ from timeline.projections.calls import OpenAttempt
 from timeline.projections.health import read_health
 from timeline.projections.limit_facts import Configured, read_limits
 from timeline.providers.base import LLMProvider, LLMRequest
+from timeline.providers.reach import may_be_free
 from timeline.store import Decide, EventStore, content_digest, is_alive, this_process
 
 __all__ = ["Admitted", "Chain", "Following", "Hit", "Option", "Refused", "Verdict", "Waiting"]
@@ -442,8 +443,10 @@ class Admission:
         return _Skip(f"rate limit {decision.limit} for {seconds:.0f} s", error)
 
     def _within_budgets(self, conn: Connection, chain: Chain, option: Option, now: int) -> _Free | _Skip | Refused:
-        reserved = option.reservation or Reservation(0, 0)
-        match budget.decide(self._stand(conn, chain, option, now), reserved.nano_usd, reserved.tokens, now):
+        reserved, provider = option.reservation or Reservation(0, 0), option.candidate.provider
+        maybe_free = provider if may_be_free(self._settings, provider) else None
+        stand = self._stand(conn, chain, option, now)
+        match budget.decide(stand, reserved.nano_usd, reserved.tokens, now, maybe_free=maybe_free):
             case budget.Admitted(events):
                 return _Free(events)
             case budget.Skip(events, message):

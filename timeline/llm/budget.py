@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, tzinfo
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -17,7 +17,7 @@ from msgspec import Struct
 from timeline.config import MAX_COST, BudgetConfig
 from timeline.events import BudgetAlerted, BudgetExceeded
 from timeline.llm.pricing import PriceBook, estimate_tokens
-from timeline.money import usd
+from timeline.money import rounded, usd
 from timeline.projections.budgets import BudgetState, applies
 from timeline.providers.base import ImagePart, LLMRequest
 
@@ -47,6 +47,8 @@ TOKENS_PER_IMAGE = 1600
 """The most that Anthropic counts for an image that it need not shrink
 (https://docs.claude.com/en/docs/build-with-claude/vision); about OpenAI's most, too."""
 FEW_HOURS = 48
+FEW_PLACES, ALL_PLACES = 4, 9
+"""Decimals of an amount in dollars: to a hundredth of a cent, as `timeline budget` has them, and to the last."""
 SESSION_CHARACTERS = 13
 
 
@@ -166,6 +168,7 @@ def decide(
     now: int,
     *,
     tz: tzinfo | None = None,
+    maybe_free: str | None = None,
 ) -> BudgetDecision:
     """What the budgets say to a request; the strictest of them wins.
 
@@ -179,6 +182,7 @@ def decide(
         requested_tokens: What it may use at most.
         now: µs UTC.
         tz: For people to read when a window ends; None for this machine's time zone.
+        maybe_free: The provider, where it is a server on this machine that may compute its answers itself.
     """
     requested = {"nano_usd": requested_nano_usd, "tokens": requested_tokens}
     passed = [state for state in states if _is_passed(state, requested[state.unit])]
@@ -188,7 +192,7 @@ def decide(
         if strict:
             # Of several the one that holds longest: waiting for another would not help.
             worst = max(strict, key=lambda state: (state.ends_at is None, state.ends_at or 0))
-            message = _sentence(worst, requested[worst.unit], now, tz)
+            message = _sentence(worst, requested[worst.unit], now, tz, maybe_free)
             return outcome((*told, *(_exceeded(state, requested[state.unit]) for state in strict)), message)
     return Admitted((*told, *(_exceeded(state, requested[state.unit]) for state in passed)))
 
@@ -230,30 +234,49 @@ def _exceeded(state: BudgetState, requested: int | None) -> BudgetExceeded:
 # ------------------------------------------------------------------ in words
 
 
-def _sentence(state: BudgetState, requested: int | None, now: int, tz: tzinfo | None) -> str:
+def _sentence(state: BudgetState, requested: int | None, now: int, tz: tzinfo | None, maybe_free: str | None) -> str:
     """What is spent and reserved, what this would cost, the limit, when the window ends, and what to do."""
     unit = state.unit
     # Of a session's id, as much as tells it from others.
     window = state.window[:SESSION_CHARACTERS]
     name = MAX_COST if state.name == MAX_COST else f'the budget "{state.name}" ({window})'
-    stands = f"{name} of {_amount(state.limit, unit)} has {_amount(state.spent, unit)} spent"
+    spent, reserved, asked = _amounts(state, requested or 0)
+    stands = f"{name} of {_limit(state)} has {spent} spent"
     if state.reserved:
-        stands += f" and {_amount(state.reserved, unit)} reserved by requests under way"
+        stands += f" and {reserved} reserved by requests under way"
     if requested is None:
         allow = f"leave {MAX_COST} out" if state.name == MAX_COST else "set the budget's action to warn"
         remedy = f"give the model a price under 'prices' in the configuration, or {allow}"
+        if maybe_free is not None:
+            says = f"say 'local: true' under '{maybe_free}' in the configuration if it computes its answers on this machine"
+            remedy = f"{says}, {remedy}"
         return f"not sent, because nobody knows what it would cost: {stands}; {remedy}"
     setting = MAX_COST if state.name == MAX_COST else "its limit_usd" if unit == "nano_usd" else "its limit_tokens"
     remedy = f"ask for less with --max-tokens, or raise {setting}"
     if state.ends_at is not None:
         remedy = f"wait until {_instant(state.ends_at, now, tz)}, {remedy}"
     means = "use" if unit == "tokens" else "cost"
-    return f"not sent, because it may {means} {_amount(requested, unit)}: {stands}; {remedy}"
+    return f"not sent, because it may {means} {asked}: {stands}; {remedy}"
 
 
-def _amount(number: int, unit: Literal["nano_usd", "tokens"]) -> str:
-    """`$0.0615`, `$20.00`, `1,500 tokens`: exact, so that what doesn't fit is seen not to fit."""
-    return f"{number:,} tokens" if unit == "tokens" else usd(number)
+def _limit(state: BudgetState) -> str:
+    """`$20.00`, `1,500 tokens`: exact, as it was written."""
+    return f"{state.limit:,} tokens" if state.unit == "tokens" else usd(state.limit)
+
+
+def _amounts(state: BudgetState, requested: int) -> tuple[str, str, str]:
+    """What is spent, reserved and requested, with as few digits as show that together they are more than the limit."""
+    amounts = (state.spent, state.reserved, requested)
+    if state.unit == "tokens":
+        spent, reserved, asked = (f"{amount:,} tokens" for amount in amounts)
+        return spent, reserved, asked
+    for places in range(FEW_PLACES, ALL_PLACES):
+        if sum(rounded(amount, places) for amount in amounts) > rounded(state.limit):
+            break
+    else:
+        places = ALL_PLACES
+    spent, reserved, asked = (usd(amount, places=places) for amount in amounts)
+    return spent, reserved, asked
 
 
 def _instant(at: int, now: int, tz: tzinfo | None) -> str:

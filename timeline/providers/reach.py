@@ -13,12 +13,13 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from timeline.errors import ConfigError
 from timeline.providers.address import is_loopback, split_url
 
 if TYPE_CHECKING:
-    from timeline.config import Config, ModelRef
+    from timeline.config import Config, ModelRef, Settings
 
-__all__ = ["Network", "is_cloud", "network", "on_own_link", "runs_here"]
+__all__ = ["Network", "is_cloud", "may_be_free", "network", "on_own_link", "runs_here"]
 
 Network = Literal["routed", "link", "none"]
 """Everything may be reachable; only what is on the same cable or Wi-Fi; nothing but this machine."""
@@ -52,6 +53,17 @@ def runs_here(config: Config, ref: ModelRef) -> bool | None:
     if said is False or (kind == "ollama" and is_cloud(ref.model)):
         return False
     return is_loopback(split_url(address)[4])
+
+
+def may_be_free(settings: Settings, provider: str) -> bool:
+    """Whether a provider is a server on this machine of which nobody said whether it computes its answers itself (`local`)."""
+    written = settings.llm_providers.get(provider)
+    if written is None or written.local is not None or (written.kind or provider) == "ollama":
+        return False
+    try:
+        return is_loopback(split_url(written.base_url or "")[4])
+    except ConfigError:
+        return False
 
 
 def on_own_link(config: Config, ref: ModelRef) -> bool:
