@@ -74,18 +74,16 @@ async def _replay(name: str, speed: float | None, number: int | None, *, cogniti
     from .opening import looking
 
     async with looking() as timeline:
-        events, damage = await _recorded(timeline, await timeline.find(name))
+        events, cut = await _recorded(timeline, await timeline.find(name))
         borrowed, elsewhere = await _borrowed(timeline, events)
         session = fold(events, borrowed)
-        damage = damage or elsewhere
+        damage = cut or elsewhere
         try:
             bodies = await timeline.bodies(session)
         except StoreDamaged as exc:
             # The answers stand with the events.
             bodies, damage = {}, damage or exc
-    if damage is not None and number is not None and number > len(session.turns):
-        raise damage
-    chosen = _chosen(session, number)
+    chosen = _chosen(session, number, cut)
     if as_json:
         from .shapes import session_object
 
@@ -143,11 +141,22 @@ async def _borrowed(timeline: Looking, events: list[Event]) -> tuple[dict[str, l
     return borrowed, damage
 
 
-def _chosen(session: Session, number: int | None) -> list[Turn]:
-    """All turns, or the one of that number."""
+def _chosen(session: Session, number: int | None, damage: StoreDamaged | None) -> list[Turn]:
+    """All turns, or the one of that number.
+
+    Args:
+        session: Whose.
+        number: 1 is the first.
+        damage: Why no more of the session can be read, if there may be more.
+
+    Raises:
+        NotFound, StoreDamaged: It has no such turn, or it can't be read.
+    """
     if number is None:
         return session.turns
     if number > len(session.turns):
+        if damage is not None:
+            raise damage
         count = len(session.turns)
         msg = f"the session has {count} turn{'' if count == 1 else 's'}, and no number {number}: choose a lower one"
         raise NotFound(msg)
@@ -163,7 +172,7 @@ async def _events(name: str, number: int | None, *, follow: bool) -> None:
 
     async with looking() as timeline:
         events, damage = await _recorded(timeline, await timeline.find(name))
-        chosen = events if number is None else events_of(events, _chosen(fold(events), number)[0].turn_id)
+        chosen = events if number is None else events_of(events, _chosen(fold(events), number, damage)[0].turn_id)
         for event in chosen:
             output.emit_json(event_object(event), indent=0)
         if damage is not None:

@@ -122,6 +122,9 @@ def test_replay_shows_what_is_before_the_damage(hurt: Home, byte: bytes) -> None
     assert 1 == events.code
     assert list(range(1, chunk["position"])) == [row["position"] for row in events.lines()]
     assert plain.err == events.err
+    for argv in ((), ("--events",)):
+        beyond = hurt.run("replay", "last", "--turn", "3", *argv)
+        assert (1, "", plain.err) == (beyond.code, beyond.out, beyond.err), argv
 
 
 def test_replay_draws_a_session_whose_cached_answer_is_damaged_in_another(home: Home, backend: Backend) -> None:
