@@ -97,7 +97,8 @@ WIRE = {
     "reset": Fault("network", "again", 1, Reply([RESET], 0)),
     "closed without a word": Fault("network", "again", 1, Reply([CLOSE], 0)),
     "no first byte": Fault("timeout", "again", 1, Reply(before=FOREVER)),
-    "not its format": Fault("bad_response", "again", 1, Reply([b"<html>hello</html>"])),
+    "not its format": Fault("bad_response", "again", 1, Reply([b"hello"])),
+    "a web page": Fault("bad_response", "next", 1, Reply([b"<html>hello</html>"])),
     "nothing at all": Fault("broken_stream", "again", 1, Reply([])),
     "an error object": Fault("server", "again", 1, answers.stream(answers.error("it broke"))),
 }
