@@ -246,6 +246,8 @@ class _InTurn(_View):
         self._quiet = quiet
         self._current = 0
         self._written = 0
+        self._apart = False
+        """Whether a line stays empty before the next words: they are another answer's."""
 
     def start(self) -> None:
         self._head()
@@ -257,21 +259,30 @@ class _InTurn(_View):
             current = self._answers[self._current]
             # What was taken back can't be unsaid here.
             text = current.text[self._written :]
+            if text and self._apart:
+                sys.stdout.write("\n")
+                self._apart = False
             sys.stdout.write(output.harmless(text, output.stdout()))
             self._written += len(text)
             if not current.over:
                 break
-            if self._written and not current.text.endswith("\n"):
-                sys.stdout.write("\n")
+            if self._written:
+                sys.stdout.write("" if current.text.endswith("\n") else "\n")
+                self._apart = True
             self._current, self._written = self._current + 1, 0
             if self._current < len(self._answers):
-                sys.stdout.write("\n")
+                if self._apart and output.stdout().is_terminal:
+                    # There the name of the next stands below the line.
+                    sys.stdout.write("\n")
+                    self._apart = False
                 sys.stdout.flush()
                 self._head()
         sys.stdout.flush()
 
     def _head(self) -> None:
-        if not self._quiet:
+        current = self._answers[self._current]
+        # Of one that failed at once, what went wrong tells the name.
+        if not self._quiet and (current.text or not current.over):
             output.notice(f"{signs(output.stderr()).asked} {self._answers[self._current].model}")
 
 
@@ -359,7 +370,7 @@ def _tell(answers: Sequence[_Answer], *, compared: bool) -> None:
     """Say what went wrong, and what each took."""
     for answer in answers:
         if answer.error is not None:
-            output.notice(f"{answer.model} gave no answer, or not all of it:")
+            output.notice(f"{answer.model} gave {'only a part of an answer' if answer.text else 'no answer'}:")
             output.fail(answer.error)
     from .blocks import remark, source_lines
 
@@ -374,7 +385,8 @@ def _tell(answers: Sequence[_Answer], *, compared: bool) -> None:
             output.notice(f"{more} {answer.model}: its sources")
             for page in pages:
                 output.notice(page)
-    for line in _comparison(answers) if compared else ():
+    # Where nobody was asked there is nothing to compare.
+    for line in _comparison(answers) if compared and any(answer.events for answer in answers) else ():
         output.notice(line)
 
 

@@ -6,7 +6,7 @@ import re
 import signal
 import time
 
-from support.answers import FOREVER, answer, delta, event, refused, stream
+from support.answers import FOREVER, answer, delta, error, event, refused, stream
 from support.command import Backend, Home
 from support.loopback import Reply
 from support.terminal import Terminal
@@ -87,9 +87,30 @@ def test_one_that_fails_takes_none_of_the_others_answer(home: Home, backend: Bac
 
     result = home.run("ask", "-m", "t:a", "-m", "t:b", "Who?")
 
-    assert (4, "\nFrom b\n") == (result.code, result.out)
-    assert "t:a gave no answer, or not all of it:" in result.err
+    assert (4, "From b\n") == (result.code, result.out)
+    assert "t:a gave no answer:" in result.err
     assert "refused the key" in result.err
+
+
+def test_what_broke_off_is_said_to_be_a_part_and_the_next_answer_stands_apart(home: Home, backend: Backend) -> None:
+    both(home, backend, a=stream("From", error()), b=refused(400), c=answer("From c"))
+
+    result = home.run("ask", "-m", "t:a", "-m", "t:b", "-m", "t:c", "Who?")
+
+    assert (1, "From\n\nFrom c\n") == (result.code, result.out)
+    assert "t:a gave only a part of an answer:" in result.err
+
+
+def test_where_nobody_can_be_asked_nothing_is_written_but_why(home: Home) -> None:
+    models = ("openai:gpt-4o", "anthropic:claude-haiku-4-5")
+
+    result = home.run("ask", "-m", models[0], "-m", models[1], "Who?")
+
+    assert (4, "") == (result.code, result.out)
+    first, *told = result.err.splitlines()
+    assert f"❯ {models[0]}" == first
+    assert [f"{model} gave no answer:" for model in models] == told[::2]
+    assert ["Error: "] * 2 == [line[:7] for line in told[1::2]]
 
 
 def test_an_answer_of_nothing_is_said_to_be_one(home: Home, backend: Backend) -> None:
