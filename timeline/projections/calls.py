@@ -188,12 +188,16 @@ class OpenAttempt(Struct, frozen=True):
 
 def open_attempts(conn: Connection, *conditions: ColumnElement[bool]) -> list[OpenAttempt]:
     """Every attempt that has not ended and is as `conditions` say, oldest first."""
-    return [open_attempt(row) for row in open_where(*conditions).all(conn)]
+    which = open_where(*conditions) if conditions else _every_open
+    return [open_attempt(row) for row in which.all(conn)]
 
 
 def open_where(*conditions: ColumnElement[bool]) -> Statement:
     """What `open_attempts` runs, for those who run it with every call."""
     return Statement(select(attempts).where(_is_open, *conditions).order_by(attempts.c.first_position))
+
+
+_every_open = open_where()
 
 
 def open_attempt(row: Row) -> OpenAttempt:
