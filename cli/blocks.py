@@ -209,6 +209,8 @@ def _draw_end(console: Console, turn: Turn, text: str, *, told: bool = False) ->
         output.say(console, Text(f"{drawn_with.failed} {words}", style="yellow"))
     elif turn.state == "open":
         console.print(Text(f"{drawn_with.more} still running", style="yellow"))
+    elif turn.state == "damaged":
+        console.print(Text(f"{drawn_with.more} damaged from here on", style="yellow"))
     elif remarked := remark(turn, None if unknown else text):
         output.say(console, Text(f"{drawn_with.more} {remarked}", style="yellow"))
     for line in source_lines(turn):

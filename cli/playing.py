@@ -76,6 +76,9 @@ async def play(
         view.stop()
         for _, event in waiting:
             view.event(event)
+        if view.turn is not None:
+            # That they are cut off, its events can't tell.
+            view.turn.state = turn.state
         view.end(None)
 
 

@@ -83,6 +83,9 @@ async def _replay(name: str, speed: float | None, number: int | None, *, cogniti
         except StoreDamaged as exc:
             # The answers stand with the events.
             bodies, damage = {}, damage or exc
+    if cut is not None:
+        for turn in session.turns:
+            turn.state = "damaged" if turn.state == "open" else turn.state
     chosen = _chosen(session, number, cut)
     if as_json:
         from .shapes import session_object

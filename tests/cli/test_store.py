@@ -12,6 +12,7 @@ import pytest
 from support.answers import FOREVER, answer, stream
 from support.command import TURN_ENDS, Backend, Home
 from support.stores import force, look
+from support.terminal import Terminal
 
 from timeline.store import content_digest
 
@@ -114,10 +115,16 @@ def test_replay_shows_what_is_before_the_damage(hurt: Home, byte: bytes) -> None
     assert "❯ One" in plain.out
     assert "One it is." in plain.out
     assert "❯ Two" in plain.out
+    assert "… damaged from here on" == plain.out.splitlines()[-1]
     assert "Three" not in plain.out
+    with Terminal(hurt, "replay", "last", "--speed", "100") as terminal:
+        assert 1 == terminal.wait()
+        assert (True, False) == ("… damaged from here on" in terminal.text, "running" in terminal.text)
 
     assert (1, "store_damaged") == (value.code, value.json()["error"]["kind"])
-    assert ["One it is.", ""] == [turn["answer"] for turn in value.json()["turns"]]
+    assert [("One it is.", "completed"), ("", "damaged")] == [
+        (turn["answer"], turn["state"]) for turn in value.json()["turns"]
+    ]
 
     assert 1 == events.code
     assert list(range(1, chunk["position"])) == [row["position"] for row in events.lines()]

@@ -31,7 +31,8 @@ __all__ = [
     "sources",
 ]
 
-State = Literal["open", "completed", "failed", "interrupted", "skipped"]
+State = Literal["open", "completed", "failed", "interrupted", "skipped", "damaged"]
+"""`damaged`: how a turn ended that events can't tell any more; said by who read them, never by a fold."""
 
 Note = e.CallRetryScheduled | e.CallRerouted | e.RateLimitWaited | e.BudgetAlerted | e.BudgetExceeded
 """What happened to a step's calls beside their attempts."""
