@@ -167,7 +167,9 @@ def drawn(session: Session) -> list[object]:
                 attempt.state,
                 reason,
             ]
-            times = [attempt.duration_us, attempt.time_to_first_token_us]
+            # Of what broke off, the table has `first_at`.
+            first = attempt.time_to_first_token_us if attempt.state == "completed" else None
+            times = [attempt.duration_us, first]
             attempts.append((*row, *times, *counters, *(cost if usage else [None, None])))
     return [head, turns, steps, attempts]
 

@@ -472,5 +472,29 @@ def test_texts_without_their_gaps_are_drawn_all_the_same() -> None:
     assert [("a", 5), ("b", 0), ("c", 0)] == [(part.text, part.gap_us) for part in fragments]
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        e.CallFailed(1, e.ErrorInfo("broken_stream", "it broke off"), 90, True),
+        e.CallInterrupted(1, "sigint", e.Usage()),
+    ],
+)
+def test_an_answer_that_broke_off_still_tells_when_its_first_words_came(end: e.EventData) -> None:
+    ids = {"t": "t", "s": "s", "c": "c"}
+    session = recorded(
+        [
+            (e.TurnStarted("direct", OWNER), {"t": "t"}),
+            (e.StepStarted("answer"), {"t": "t", "s": "s"}),
+            (e.RequestSent(1, "p", "m", "", (), OWNER), ids),
+            (e.ChunkReceived(0, ("a", "b"), (5, 2)), ids),
+            (e.ChunkReceived(2, ("c",), (7,)), ids),
+            (end, ids),
+        ]
+    )
+
+    attempt = session.turns[0].steps[0].attempts[0]
+    assert 5 == attempt.time_to_first_token_us
+
+
 def test_nothing_recorded_draws_nothing() -> None:
     assert Session("") == fold([])

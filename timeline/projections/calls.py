@@ -53,7 +53,7 @@ attempts = Table(
     Column("state", Text, nullable=False),  # open, completed, failed, interrupted
     Column("reason", Text),  # finish reason, error kind, or why it was interrupted
     Column("started_at", Integer, nullable=False),
-    Column("time_to_first_token_us", Integer),
+    Column("time_to_first_token_us", Integer),  # of a completed one
     Column("duration_us", Integer),
     Column("first_at", Integer),  # when the first words were recorded; NULL for a private or unstreamed one
     Column("ended_at", Integer),

@@ -292,8 +292,11 @@ class Folding:
             case e.RequestSent() | e.CallCacheHit():
                 self._add_attempt(event, event.data)
             case e.ChunkReceived() as data:
-                gaps = chain(data.gaps_us, repeat(0))
-                self._attempt(event.call_id, data.attempt).fragments.extend(
+                attempt, gaps = self._attempt(event.call_id, data.attempt), chain(data.gaps_us, repeat(0))
+                if data.first == 0 and data.gaps_us:
+                    # Its end says it too, where it came to a good one.
+                    attempt.time_to_first_token_us = data.gaps_us[0]
+                attempt.fragments.extend(
                     Fragment(data.kind, text, gap) for text, gap in zip(data.texts, gaps, strict=False)
                 )
             case e.ResponseAnnotated() as data:
