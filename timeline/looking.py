@@ -1,6 +1,6 @@
-"""What is in the log, for whoever shows it again: sessions, their bodies, sums, budgets, words; the half of the facade that asks nobody.
+"""What is in the log, for whoever shows it again or tidies it: sessions, their bodies, sums, budgets, words; the half of the facade that asks nobody.
 
-A command that only looks opens this half, and so imports neither providers nor what asks them.
+A command that asks nobody opens this half, and so imports neither providers nor what asks them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Self
 
 from sqlalchemy import Connection
 
@@ -46,7 +47,7 @@ def read_models() -> Projections:
 
 
 class Looking:
-    """Reads what was recorded.
+    """Reads what was recorded, gives it another title or forgets it, and ends what processes that died left open.
 
     Args:
         store: The log.
@@ -65,7 +66,7 @@ class Looking:
     @asynccontextmanager
     async def open(
         cls, *, config: Config | None = None, clock: Clock | None = None, read_only: bool = False
-    ) -> AsyncIterator[Looking]:
+    ) -> AsyncIterator[Self]:
         """Open the store that the configuration names, and end what processes that died left open.
 
         Args:
@@ -79,7 +80,7 @@ class Looking:
         """
         config = config or load()
         async with cls._opened(config, read_only=read_only) as store:
-            self = Looking(store, config, clock or Clock(), PriceBook(config.settings.prices, config.served))
+            self = cls(store, config, clock or Clock(), PriceBook(config.settings.prices, config.served))
             await self._end_abandoned()
             yield self
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 from msgspec import Struct
@@ -103,7 +103,7 @@ class Timeline(Looking):
         providers: Providers | None = None,
         read_only: bool = False,
         confirm: Confirm | None = None,
-    ) -> AsyncIterator[Timeline]:
+    ) -> AsyncIterator[Self]:
         """Open the store that the configuration names, and end what processes that died left open.
 
         Args:

@@ -19,6 +19,7 @@ import timeline.config
 from timeline import Config, Delta, Event, Timeline, TurnEnd
 from timeline.errors import AmbiguousName, MissingKey, NotFound, RateLimited, StoreReadOnly, UsageError
 from timeline.events import CallInterrupted, Clock, Owner, ResponseCompleted
+from timeline.looking import Looking
 
 Opening = Callable[..., AbstractAsyncContextManager[Timeline]]
 
@@ -233,6 +234,15 @@ async def test_one_may_only_look_at_what_is_opened_to_be_read(config: Config) ->
         assert 1 == len(await looking.sessions())
         with pytest.raises(StoreReadOnly):
             await ask(looking)
+
+
+async def test_who_builds_on_a_half_of_the_facade_is_given_what_they_built(config: Config) -> None:
+    class Counting(Looking):
+        async def count(self) -> int:
+            return len(await self.sessions())
+
+    async with Counting.open(config=config) as opened:
+        assert 0 == await opened.count()
 
 
 async def test_looking_where_nothing_is_makes_nothing(config: Config) -> None:
