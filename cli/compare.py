@@ -14,7 +14,7 @@ from timeline.errors import StoreError, TimelineError
 
 from . import output
 from .agreeing import agreed
-from .shown import fill_in, last_events
+from .shown import fill_in, interrupted_hint, last_events
 from .signs import signs
 
 if TYPE_CHECKING:
@@ -388,6 +388,9 @@ def _tell(answers: Sequence[_Answer], *, compared: bool) -> None:
     # Where nobody was asked there is nothing to compare.
     for line in _comparison(answers) if compared and any(answer.events for answer in answers) else ():
         output.notice(line)
+    for answer in answers if compared else ():
+        if hint := interrupted_hint(answer.events):
+            output.notice(hint)
 
 
 def _comparison(answers: Sequence[_Answer]) -> list[str]:

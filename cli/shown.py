@@ -32,6 +32,7 @@ __all__ = [
     "Shown",
     "Watched",
     "fill_in",
+    "interrupted_hint",
     "last_events",
     "session_hint",
     "tell_interrupted",
@@ -349,15 +350,31 @@ async def last_events(timeline: Looking, seen: Sequence[Event]) -> list[Event]:
 
 
 def tell_interrupted(seen: Sequence[Event]) -> None:
-    """After Ctrl-C, say how to look at what there is: the events so far are those of one session."""
+    """After Ctrl-C, say what it used and how to look at what there is: the events so far are those of one turn."""
+    from .signs import signs
+
+    if hint := interrupted_hint(seen):
+        from timeline.projections.blocks import fold
+
+        from .blocks import usage_line
+
+        turn = fold(seen).turns[-1]
+        if any(attempt.usage is not None for step in turn.steps for attempt in step.attempts):
+            # The hint names the session.
+            output.notice(usage_line(turn, drawn_with=signs(output.stderr())))
+        output.notice(hint)
+
+
+def interrupted_hint(seen: Sequence[Event]) -> str | None:
+    """How to look at a turn that Ctrl-C ended; None where it ended otherwise."""
     from timeline.events import TurnInterrupted
 
     from .signs import signs
 
     last = seen[-1] if seen else None
     if last is not None and isinstance(last.data, TurnInterrupted) and last.data.reason == "sigint":
-        mark = signs(output.stderr()).failed
-        output.notice(f"{mark} interrupted and recorded: timeline replay {last.session_id[:13]}")
+        return f"{signs(output.stderr()).failed} interrupted and recorded: timeline replay {last.session_id[:13]}"
+    return None
 
 
 def session_hint(session_id: str) -> str:

@@ -158,6 +158,8 @@ def test_ctrl_c_ends_all_of_them_and_both_are_recorded(home: Home, backend: Back
     assert {row["session_id"][:13] for row in interrupted} == {
         line.split()[-1] for line in lines if line[:3] in ("t:a", "t:b")
     }
+    hints = [f"✗ interrupted and recorded: timeline replay {row['session_id'][:13]}" for row in interrupted]
+    assert sorted(hints) == sorted(lines[-2:])
     home.end()
 
 

@@ -67,7 +67,10 @@ def test_ctrl_c_in_mid_stream_is_recorded(home: Home, backend: Backend) -> None:
     process.send(signal.SIGINT)
 
     assert 130 == process.wait()
-    assert re.fullmatch(r"✗ interrupted and recorded: timeline replay [0-9a-f-]+\n", process.errors())
+    # What it used, as after an error, and how to see it.
+    used, told = process.errors().splitlines()
+    assert re.fullmatch(r"t:m · [0-9.]+m?s · ~\d+↑ ~\d+↓ · free", used)
+    assert re.fullmatch(r"✗ interrupted and recorded: timeline replay [0-9a-f-]+", told)
     assert ("call.interrupted", "sigint") == reason(home)
     assert "Hello wor" == home.recorded()
 
@@ -88,6 +91,7 @@ def test_ctrl_c_says_how_to_see_what_was_recorded(
     assert 130 == process.wait()
     said = re.findall(r"^[✗x] interrupted and recorded: timeline (replay [0-9a-f-]+)$", process.errors(), re.MULTILINE)
     assert lines == len(said)
+    assert lines == len(re.findall(r"~\d+(?:↑| in) ~\d+(?:↓| out)", process.errors()))
     for words in said:
         assert "interrupted with Ctrl-C" in home.run(*words.split()).out
 
