@@ -114,7 +114,7 @@ class Cost(Struct, frozen=True, omit_defaults=True):
 
     Args:
         state: `priced`; `free` (runs on this machine); `unpriced` (no price is known).
-        nano_usd: Nano-US-dollars (10⁻⁹ USD); None unless `priced`.
+        nano_usd: Nano-US-dollars (10⁻⁹ USD); where it is `unpriced`, of the part whose price is known. None where nothing is.
         table: Name of the price table, its version, and the entry that matched.
     """
 

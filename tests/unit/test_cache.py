@@ -19,6 +19,7 @@ from timeline.events import (
     CallInterrupted,
     CallRerouted,
     Clock,
+    Cost,
     Event,
     RequestSent,
     ResponseCompleted,
@@ -29,7 +30,7 @@ from timeline.events import (
 from timeline.llm.manager import LLMManager
 from timeline.llm.pricing import PriceBook
 from timeline.llm.router import Candidate
-from timeline.providers.base import Delta, Finish, ImagePart, LLMRequest, Message, Tool, UsageReport
+from timeline.providers.base import Besides, Delta, Finish, ImagePart, LLMRequest, Message, Tool, UsageReport
 from timeline.testing import ScriptedProvider
 
 PRICES = {"scripted:model": Price(2.0, 10.0)}
@@ -120,6 +121,16 @@ async def test_a_hit_and_who_follows_name_the_sources_of_the_answer_and_why_it_e
     assert (1, [1, 0, 1]) == (cached.asked, [len(outcome.data(CallCacheHit)) for outcome in outcomes])
     responses = [outcome.end.response for outcome in outcomes if outcome.end and outcome.end.response]
     assert [(pages, "Why")] * 3 == [(response.sources, response.explanation) for response in responses]
+
+
+async def test_a_hit_tells_of_no_saving_where_only_a_part_of_the_cost_is_known(cached: Cached) -> None:
+    used = UsageReport(Usage(output=20), {}, besides=(Besides(Usage(output=5), "nobody's"),))
+    provider = ScriptedProvider(["Because.", used, Finish("stop")], local=False)
+
+    first, second = await cached.ask(provider=provider), await cached.ask(provider=provider)
+
+    (done,), (hit,) = first.data(ResponseCompleted), second.data(CallCacheHit)
+    assert (Cost("unpriced", 20 * 10_000), None) == (done.cost, hit.saved_nano_usd)
 
 
 async def test_a_hit_is_no_source_of_its_own(cached: Cached) -> None:

@@ -257,7 +257,7 @@ async def test_stats_are_averages_of_what_was_seen(tmp_path: Path) -> None:
         await store.append([scribe.session("a")])
         await store.append(scribe.turn("a", usage=usage, cost=e.Cost("priced", 1000)))
         await store.append(scribe.turn("a", usage=usage, cost=e.Cost("priced", 2001)))
-        await store.append(scribe.turn("a", usage=usage, cost=e.Cost("unpriced")))
+        await store.append(scribe.turn("a", usage=usage, cost=e.Cost("unpriced", 5000)))
 
         stats = await store.query(read_stats)
 

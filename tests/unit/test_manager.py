@@ -334,7 +334,7 @@ async def test_what_an_answer_used_besides_is_in_its_cost_and_in_none_of_its_cou
 
     alone, thrice, unknown = await calls.data(ResponseCompleted)
     assert (3 * alone.cost.nano_usd, alone.cost.entry) == (thrice.cost.nano_usd, thrice.cost.entry)
-    assert Cost("unpriced") == unknown.cost
+    assert Cost("unpriced", alone.cost.nano_usd) == unknown.cost
     assert own == alone.usage == thrice.usage == unknown.usage
 
 

@@ -24,7 +24,7 @@ from timeline import config
 from timeline.config import MOST_TOKENS, Price
 from timeline.errors import ConfigError, NotFound
 from timeline.events import Cost, Usage
-from timeline.llm.pricing import PriceBook, Rates, estimate_tokens
+from timeline.llm.pricing import PriceBook, Rates, estimate_tokens, together
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 AT = int(NOON.timestamp()) * 1_000_000
@@ -173,6 +173,17 @@ def test_price_changes_on_the_day_that_the_vendor_changed_it() -> None:
     days = [int(datetime(2025, 6, day, tzinfo=UTC).timestamp()) * 1_000_000 for day in (9, 10)]
 
     assert [10 * 10**9, 2 * 10**9] == [cost("openai", "o3", usage=million, at=day).nano_usd for day in days]
+
+
+def test_what_is_free_adds_nothing_and_what_is_unknown_leaves_the_part_that_is_known() -> None:
+    free, unknown, paid = Cost("free"), Cost("unpriced"), Cost("priced", 7, "config", "1", "openai:m")
+
+    assert [paid, paid, Cost("priced", 14, "config", "1", "openai:m"), free] == [
+        together(costs) for costs in ([free, paid], [paid, free], [paid, paid], [free, free])
+    ]
+    assert [Cost("unpriced", 7), Cost("unpriced", 7), unknown, unknown] == [
+        together(costs) for costs in ([paid, unknown], [unknown, free, paid], [free, unknown], [unknown])
+    ]
 
 
 # ------------------------------------------------------------------ properties

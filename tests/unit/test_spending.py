@@ -219,6 +219,14 @@ async def test_what_has_no_price_is_counted_apart(store: EventStore, scribe: Scr
     assert 100 == await spent(store, BudgetConfig("b", limit_tokens=1))
 
 
+async def test_the_part_of_a_cost_that_is_known_is_spent(store: EventStore, scribe: Scribe) -> None:
+    await store.append(sent(scribe, NOON, paid(4, state="unpriced")))
+
+    (state,) = await read(store, usd())
+
+    assert (4, 1) == (state.spent, state.unpriced)
+
+
 @pytest.mark.parametrize(("limit", "nano_usd"), [(0.07, 70_000_000), (20, 20_000_000_000), (1e-7, 100), (0.1 + 0.2, 300_000_000)])  # fmt: skip
 async def test_a_limit_in_dollars_is_what_is_written(store: EventStore, limit: float, nano_usd: int) -> None:
     (state,) = await read(store, BudgetConfig("b", limit_usd=limit))

@@ -388,7 +388,7 @@ class LLMManager:
     def _hit(chain: Chain, source: OpenAttempt, done: ResponseCompleted) -> CallCacheHit:
         return CallCacheHit(
             source.call_id,
-            0 if done.cost.state == "free" else done.cost.nano_usd,
+            {"free": 0, "priced": done.cost.nano_usd}.get(done.cost.state),
             source.attempt,
             source.provider,
             source.model,

@@ -47,11 +47,12 @@ Served = Callable[[str], tuple[str, str | None]]
 
 
 def together(costs: Sequence[Cost]) -> Cost:
-    """What several things cost, under the name of the first; unknown where one of them is."""
-    if any(cost.state != costs[0].state for cost in costs):
-        return Cost("unpriced")
-    nano_usd = min(sum(cost.nano_usd or 0 for cost in costs), MOST_NANO_USD)
-    return msgspec.structs.replace(costs[0], nano_usd=nano_usd or costs[0].nano_usd)
+    """What several things cost, under the name of the first that has a price; unknown, but for a part, where one is."""
+    priced = [cost for cost in costs if cost.state == "priced"]
+    nano_usd = min(sum(cost.nano_usd or 0 for cost in priced), MOST_NANO_USD)
+    if any(cost.state == "unpriced" for cost in costs):
+        return Cost("unpriced", nano_usd or None)
+    return msgspec.structs.replace(priced[0], nano_usd=nano_usd) if priced else Cost("free")
 
 
 def estimate_tokens(*texts: str) -> int:

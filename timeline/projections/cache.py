@@ -127,7 +127,7 @@ def find_cached(conn: Connection, digest: str, *, since: int = 0) -> Cached | No
         provider=row.provider,
         model=row.model,
         finish_reason=row.finish_reason,
-        nano_usd=0 if row.cost_state == "free" else row.nano_usd,
+        nano_usd={"free": 0, "priced": row.nano_usd}.get(row.cost_state),
     )
 
 

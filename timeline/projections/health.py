@@ -243,7 +243,7 @@ def _count(conn: Connection, event: Event, attempt: Row, done: ResponseCompleted
             # A route and a tool's arguments are short, however long the model's answers are.
             if _step(conn, attempt) not in ("route", "tool"):
                 row["output_tokens"] = _moved(row["output_tokens"], done.usage.output)
-        if done.cost.nano_usd is not None:
+        if done.cost.state == "priced" and done.cost.nano_usd is not None:
             row["priced"] += 1
             row["nano_usd"] = min(row["nano_usd"] + done.cost.nano_usd, MOST_NANO_USD)
     _write_stats.run(conn, row)
