@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import aclosing
@@ -357,6 +358,32 @@ async def test_without_xllamacpp_it_says_how_to_install_it(tmp_path, monkeypatch
         with pytest.raises(ModelUnavailable, match=r"needs xllamacpp: pip install 'llm-timeline\[local\]'"):
             await work
     await provider.warm_up()
+
+
+ALONE = ("unshare", "--user", "--map-root-user", "--net")
+"""A program begun so has interfaces of its own, and the only one, the loopback interface, is down."""
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*ALONE, "true"], check=False, capture_output=True).returncode != 0,
+    reason="this machine gives nobody a network of their own",
+)
+def test_without_the_loopback_interface_it_says_how_to_bring_it_up_and_loads_nothing(tmp_path):
+    pytest.importorskip("xllamacpp")
+    code = """if True:
+        import asyncio, pathlib, sys
+        from timeline.errors import ModelUnavailable
+        from timeline.providers import EmbeddedProvider
+
+        try:
+            asyncio.run(EmbeddedProvider(models_dir=pathlib.Path(sys.argv[1]), fetches=False).load())
+        except ModelUnavailable as exc:
+            print(exc)
+    """
+    done = subprocess.run([*ALONE, sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+
+    assert done.stdout.startswith("the embedded model is asked over the loopback interface, which is down")
+    assert "ip link set lo up" in done.stdout
 
 
 def test_naming_the_provider_loads_nothing_slow():

@@ -7,9 +7,11 @@ Knows when a model is fetched, loaded, loaded anew and let go; how llama.cpp run
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import threading
@@ -210,6 +212,7 @@ class EmbeddedProvider(LLMProvider):
 
     async def _load(self, model: str) -> _Engine:
         _require_engine()
+        _require_loopback()
         path = await self._store.fetch(model, self._progress)
         known = self._store.known(model)
         context = self._context or min(read_header(path).context or LARGEST_DEFAULT_CONTEXT, LARGEST_DEFAULT_CONTEXT)
@@ -422,3 +425,18 @@ def _require_engine() -> None:
     if not sys.executable:
         msg = "the embedded model needs a Python to run in and this program has none of its own: use another provider"
         raise ModelUnavailable(msg)
+
+
+def _require_loopback() -> None:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            # Sends nothing: it only asks for a route.
+            probe.connect(("127.0.0.1", 9))
+    except OSError as exc:
+        if exc.errno not in (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL):
+            return
+        msg = (
+            f"the embedded model is asked over the loopback interface, which is down ({os.strerror(exc.errno).lower()}):"
+            " bring it up ('ip link set lo up'), which a sandbox without a network needs as well"
+        )
+        raise ModelUnavailable(msg) from None
