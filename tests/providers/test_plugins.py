@@ -10,16 +10,30 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import msgspec
 import pytest
 from support.command import Home, clean_environment
 
-from timeline import Timeline, TurnEnd
+from timeline import Timeline, TurnEnd, providers
 from timeline.config import Config, load
 from timeline.errors import ConfigError, MissingKey, NotFound, PluginError, TimelineError
 from timeline.events import CallFailed
-from timeline.providers import Delta, LLMRequest, OllamaProvider, OpenAIProvider, Timeouts, collect
+from timeline.providers import (
+    Delta,
+    Finish,
+    LLMRequest,
+    LLMResponse,
+    Message,
+    ModelInfo,
+    OllamaProvider,
+    OpenAIProvider,
+    Timeouts,
+    UsageReport,
+    base,
+    collect,
+)
 from timeline.providers.address import key_mark
 from timeline.providers.contract import RULES
 from timeline.providers.guarded import Guarded
@@ -176,6 +190,26 @@ def test_guide_has_every_rule() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs/plugins.md").read_text(), re.MULTILINE)
 
     assert RULES == {rule: meaning for rule, meaning in rows if rule in RULES}
+
+
+@pytest.mark.parametrize("item", [Delta, UsageReport, Finish])
+def test_guide_has_every_field_of_what_an_answer_is_made_of(item: type[Delta | UsageReport | Finish]) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\w, `]+) \| ", (ROOT / "docs/plugins.md").read_text(), re.MULTILINE)
+    fields = [names for name, names in rows if name == item.__name__]
+
+    assert list(item.__struct_fields__) == re.findall(r"\w+", " ".join(fields))
+
+
+@pytest.mark.parametrize("item", [Delta, UsageReport, Finish, LLMRequest, LLMResponse, Message, ModelInfo])
+def test_all_that_a_plugin_takes_and_gives_is_made_of_public_types(item: type) -> None:
+    def structs(hint: Any) -> set[type]:
+        of = {part for argument in get_args(hint) for part in structs(argument)}
+        return of | ({hint} if isinstance(hint, type) and issubclass(hint, msgspec.Struct) else set())
+
+    parts = {part for hint in get_type_hints(item).values() for part in structs(hint)}
+
+    assert set() == {part.__name__ for part in parts} - set(providers.__all__)
+    assert set() == {part.__name__ for part in parts} - set(base.__all__)
 
 
 def test_guides_other_plugin_is_one() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 _HOME = {
     "AnthropicProvider": "anthropic",
+    "Besides": "base",
     "Capabilities": "base",
     "Collector": "base",
     "Delta": "base",
@@ -25,6 +26,8 @@ _HOME = {
     "OpaquePart": "base",
     "OpenAIProvider": "openai",
     "Part": "base",
+    "RateLimit": "base",
+    "Source": "base",
     "TextPart": "base",
     "Timeouts": "waiting",
     "Tool": "base",

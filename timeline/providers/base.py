@@ -35,6 +35,8 @@ __all__ = [
     "ModelInfo",
     "OpaquePart",
     "Part",
+    "RateLimit",
+    "Source",
     "TextPart",
     "Tool",
     "ToolCall",

@@ -45,7 +45,8 @@ RULES = {
     "true or false, so is what is_local and is_small give, key_mark is text or None, and so is what model_digest gives",
     "items": "a stream yields Delta, UsageReport and Finish, with fields of their types",
     "finish": "a stream ends with exactly one Finish, and nothing comes after it",
-    "usage": "tokens are reported before the Finish, none negative, reasoning no more than output",
+    "usage": "tokens are reported before the Finish, none negative or more than a billion, "
+    "reasoning no more than output",
     "tool_calls": "a tool call's first delta names the tool, and the finish reason is tool_calls",
     "response": "make_request returns an LLMResponse, with fields of their types",
     "models": "get_available_models returns a list of ModelInfo",
