@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from . import output
@@ -47,9 +46,9 @@ def budget(
         output.emit_json(budgets_object(budgets, states))
         return
     if not budgets:
-        sys.stdout.write(
-            f"There is no budget. To set one, put this into {output.short_path(str(loaded.paths.config_file))}:\n"
-            "\nbudgets:\n  - {name: monthly, limit_usd: 20, window: month}\n"
+        output.notice(
+            f"there is no budget; to set one, put this into {output.short_path(str(loaded.paths.config_file))}:\n"
+            "\nbudgets:\n  - {name: monthly, limit_usd: 20, window: month}"
         )
         return
     console = output.stdout()

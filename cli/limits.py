@@ -54,12 +54,14 @@ async def _known(now: int) -> tuple[list[KnownLimit], list[Waiting], list[OpenCi
     from timeline.projections.limit_facts import known_limits, queue
     from timeline.store import is_alive
 
-    from .opening import looking
+    from .opening import listed
 
-    async with looking() as timeline:
-        return await timeline.store.query(
+    return await listed(
+        lambda timeline: timeline.store.query(
             lambda conn: (known_limits(conn), queue(conn, now, alive=is_alive), open_circuits(conn))
-        )
+        ),
+        ([], [], []),
+    )
 
 
 def _words(row: KnownLimit, now: int) -> tuple[str, str]:

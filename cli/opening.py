@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from timeline.config import Config
     from timeline.looking import Looking
 
-__all__ = ["looking", "writable", "writing"]
+__all__ = ["listed", "looking", "writable", "writing"]
+
+T = TypeVar("T")
 
 
 def looking(loaded: Config | None = None) -> AbstractAsyncContextManager[Looking]:
@@ -26,6 +29,17 @@ def looking(loaded: Config | None = None) -> AbstractAsyncContextManager[Looking
 
     loaded = loaded or config.load()
     return Looking.open(config=loaded, read_only=not writable(loaded))
+
+
+async def listed(read: Callable[[Looking], Awaitable[T]], nothing: T) -> T:
+    """What a list reads from the store; `nothing` where there is no store yet, since nothing was ever asked."""
+    from timeline import config
+
+    loaded = config.load()
+    if not loaded.paths.store.exists():
+        return nothing
+    async with looking(loaded) as timeline:
+        return await read(timeline)
 
 
 def writing() -> AbstractAsyncContextManager[Looking]:

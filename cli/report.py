@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
+import msgspec
 import typer
 
 from . import output
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
+    from timeline.looking import Looking
     from timeline.projections.usage import ReportRow
 
     _Column = tuple[str, Callable[[ReportRow], str], int]
@@ -55,27 +57,42 @@ def report(
                 line["nano_usd"] = None
         output.table_csv([by, *columns], [[row.group, *line.values()] for row, line in zip(rows, lines, strict=True)])
     else:
-        _table(by, rows, totals, titles)
+        whole = (since, until, session) == (None, None, None)
+        _table(
+            by,
+            rows,
+            totals,
+            titles,
+            nothing="nothing was asked yet: 'timeline ask' does" if whole else "nothing was asked in that time",
+        )
 
 
 async def _report(
     by: By, since: int | None, until: int | None, session: str | None
 ) -> tuple[list[ReportRow], ReportRow, dict[str, str]]:
-    from .opening import looking
+    from timeline.projections.usage import ReportRow
 
-    async with looking() as timeline:
+    from .opening import listed, looking
+
+    async def read(timeline: Looking) -> tuple[list[ReportRow], ReportRow, dict[str, str]]:
         rows = await timeline.report(by, since=since, until=until, session=session)
         (totals,) = await timeline.report(None, since=since, until=until, session=session)
         titles = {row.id: row.title or "" for row in await timeline.sessions()} if by == "session" else {}
-    return rows, totals, titles
+        return rows, totals, titles
+
+    if session is not None:
+        async with looking() as timeline:
+            return await read(timeline)
+    figures = dict.fromkeys(ReportRow.__struct_fields__, 0)
+    return await listed(read, ([], msgspec.convert({**figures, "group": ""}, ReportRow), {}))
 
 
-def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, str]) -> None:
+def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, str], *, nothing: str) -> None:
     from rich import box
     from rich.table import Table
 
     if not rows:
-        output.notice("nothing was asked in that time")
+        output.notice(nothing)
         return
     console = output.stdout()
     costs = [_cost(row) for row in (*rows, totals)]

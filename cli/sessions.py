@@ -32,17 +32,13 @@ def list_(
     as_csv: AsCsv = False,
 ) -> None:
     """List sessions, the one used last first."""
-    from .app import wait_for
-    from .opening import looking
-
-    async def rows() -> list[SessionRow]:
-        async with looking() as timeline:
-            # One more than is shown tells that there are more.
-            return await timeline.sessions(limit + 1 if limit else None)
-
     from timeline.projections.blocks import SessionRow
 
-    known = wait_for(rows())
+    from .app import wait_for
+    from .opening import listed
+
+    # One more than is shown tells that there are more.
+    known: list[SessionRow] = wait_for(listed(lambda timeline: timeline.sessions(limit + 1 if limit else None), []))
     found = known[: limit or None]
     if as_json:
         from .shapes import sessions_object

@@ -21,15 +21,16 @@ from timeline_cli.options import MOST
 
 from timeline.config import MOST_TOKENS
 
-LOOKING = (
+LISTS = (("sessions", "list"), ("report",), ("limits",))
+NAMING = (
     ("replay", "last"),
-    ("sessions", "list"),
     ("sessions", "show", "last"),
-    ("report",),
+    ("report", "--session", "last"),
     ("search", "question"),
     ("store", "verify"),
     ("store", "stats"),
 )
+LOOKING = (*LISTS, *NAMING)
 
 
 @pytest.fixture(autouse=True)
@@ -250,11 +251,23 @@ def test_no_key_is_ever_shown(home: Home, backend: Backend) -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [*LOOKING, ("store", "rebuild"), ("sessions", "rename", "last", "x"), ("sessions", "forget", "last")],
+    [*NAMING, ("store", "rebuild"), ("sessions", "rename", "last", "x"), ("sessions", "forget", "last")],
     ids=" ".join,
 )
 def test_looking_where_nothing_is_makes_nothing(home: Home, argv: tuple[str, ...]) -> None:
     assert "there is no store" in sentence(home.run(*argv), 6)
+    assert not home.store.exists()
+
+
+@pytest.mark.parametrize("argv", [*LISTS, ("report", "--by", "session")], ids=" ".join)
+def test_a_list_of_nothing_is_empty_where_nothing_was_ever_asked(home: Home, argv: tuple[str, ...]) -> None:
+    result, as_json = home.run(*argv), home.run(*argv, "--json")
+
+    assert (0, "", 1) == (result.code, result.out, len(result.err.splitlines()))
+    assert (0, "") == (as_json.code, as_json.err)
+    assert [[]] * (3 if argv == ("limits",) else 1) == [
+        value for value in as_json.json().values() if isinstance(value, list)
+    ]
     assert not home.store.exists()
 
 

@@ -231,9 +231,11 @@ def shown(home: Home, *argv: str) -> list[str]:
 
 
 def test_without_a_budget_it_says_how_to_set_one(home: Home) -> None:
-    lines = shown(home)
+    result = home.run("budget")
+    lines = result.err.splitlines()
 
-    assert f"There is no budget. To set one, put this into {home.path / 'config.yaml'}:" == lines[0]
+    assert (0, "") == (result.code, result.out)
+    assert f"there is no budget; to set one, put this into {home.path / 'config.yaml'}:" == lines[0]
     assert {"schema_version": 1, "budgets": []} == home.run("budget", "--json").json()
     home.configure()
     with (home.path / "config.yaml").open("w") as file:

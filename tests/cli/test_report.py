@@ -228,3 +228,11 @@ def test_nothing_asked_is_said(home: Home, backend: Backend) -> None:
     result = home.run("report", "--until", "2020-01-01")
 
     assert (0, "", "nothing was asked in that time\n") == (result.code, result.out, result.err)
+
+
+def test_where_nothing_was_ever_asked_the_report_says_so_and_its_totals_are_nothing(home: Home) -> None:
+    totals = home.run("report", "--json").json()["totals"]
+
+    assert "nothing was asked yet: 'timeline ask' does\n" == home.run("report").err
+    assert (0, None, None) == (totals["calls"], totals["cost_state"], totals["cost_usd"] or None)
+    assert 1 == len(home.run("report", "--csv").out.splitlines())
