@@ -34,7 +34,7 @@ from timeline.providers import (
     base,
     collect,
 )
-from timeline.providers.address import key_mark
+from timeline.providers.address import key_mark, secrets_in
 from timeline.providers.contract import RULES
 from timeline.providers.guarded import Guarded
 from timeline.providers.plugins import Listed, listing, make_provider, validate
@@ -190,6 +190,10 @@ def test_guide_has_every_rule() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs/plugins.md").read_text(), re.MULTILINE)
 
     assert RULES == {rule: meaning for rule, meaning in rows if rule in RULES}
+
+
+def test_a_key_of_bytes_that_are_no_text_is_a_secret_as_any() -> None:
+    assert {"sk-\udc80", "sk-%3F"} == set(secrets_in(("sk-\udc80",), {}))
 
 
 @pytest.mark.parametrize("item", [Delta, UsageReport, Finish])

@@ -72,7 +72,7 @@ def secrets_in(values: Iterable[str | None], headers: Mapping[str, str]) -> tupl
     """
     found = {*values, *(value for name, value in headers.items() if _SECRET_HEADER.search(name))}
     found |= {value.partition(" ")[2] for value in found if value and value.lower().startswith(("bearer ", "basic "))}
-    found |= {quote(value, safe="") for value in found if value}  # As a page's address spells it.
+    found |= {quote(value, safe="", errors="replace") for value in found if value}  # As a page's address spells it.
     return tuple(sorted((s for s in found if s and len(s) >= _SHORTEST_SECRET), key=len, reverse=True))
 
 
