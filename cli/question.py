@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ __all__ = ["question"]
 
 LARGEST = 32 << 20
 """Bytes; no model takes more (https://docs.claude.com/en/api/overview#request-size-limits), and a device may never end."""
+
+_ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.+)")
+"""What is left of an address as a path, which has no two slashes in a row."""
 
 
 def question(words: Sequence[str] | None, paths: Sequence[Path] | None) -> tuple[str, tuple[File, ...], str]:
@@ -67,6 +71,12 @@ def _file(path: Path) -> File:
         with path.open("rb") as file:
             return attach(path.name, _whole(file, str(path)))
     except FileNotFoundError as exc:
+        if address := _ADDRESS.match(str(path)):
+            msg = (
+                f"-f takes a file, and {address[1]}://{address[2]} is an address: fetch it first,"
+                " or pipe in what it holds"
+            )
+            raise UsageError(msg) from exc
         msg = f"there is no file {path}: check the path after -f"
         raise NotFound(msg) from exc
     except OSError as exc:

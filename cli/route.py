@@ -127,7 +127,7 @@ def explain(
     else:
         lines = _lines(explained, now, estimates=dry_run) + [_step(each, estimates=dry_run) for each in before]
         if dry_run and before:
-            lines.append(f"together about {_about(_quote(before, explained))}: the route's call, and the answer's")
+            lines.append(f"together {_in_words(_quote(before, explained))}: the route's call, and the answer's")
         sys.stdout.writelines(f"{line}\n" for line in lines)
     if not explained.routed.candidates:
         from timeline.llm.facts import refusal
@@ -175,7 +175,7 @@ def _step(explained: Explained, *, estimates: bool) -> str:
         return f"{task}: nobody"
     quoted = ""
     if estimates and task == "query_routing":
-        quoted = f"; about {_about(_estimate(explained))} for {explained.asked.request.input_tokens:,} tokens in"
+        quoted = f"; {_in_words(_estimate(explained))} for {explained.asked.request.input_tokens:,} tokens in"
     elif estimates:
         quoted = "; only if a tool is needed, and then on top"
     return f"{task}: {first}, {first.why}{quoted}"
@@ -223,7 +223,10 @@ def _lines(explained: Explained, now: int, *, estimates: bool) -> list[str]:
     for each in explained.routed.candidates:
         known = facts.of(ModelRef(each.provider, each.model))
         if known.waits(now) or known.stats:
-            lines.append(f"{each}: {known.waits(now) or 'well'}, {speed_words(known.stats)}")
+            # Who failed so far has no speed.
+            measured = known.stats is not None and known.stats.tokens_per_second is not None
+            so_far = f"so far {speed_words(known.stats)}" if measured else "speed not measured yet"
+            lines.append(f"{each}: {'; '.join(filter(None, (known.waits(now), so_far)))}")
     lines += [f"not asked: {each}" for each in explained.routed.rejected]
     if estimates:
         answers = {answer_tokens(request, known.stats) for known in facts.models.values()} or {0}
@@ -244,6 +247,10 @@ def _about(cost: Cost) -> str:
     if cost.state == "priced":
         return output.usd(cost.nano_usd or 0)
     return "free" if cost.state == "free" else "?"
+
+
+def _in_words(cost: Cost) -> str:
+    return {"priced": f"about {_about(cost)}", "free": "free"}.get(cost.state, "of unknown price")
 
 
 def _object(explained: Explained, *, estimates: bool, now: int) -> dict[str, Any]:

@@ -150,6 +150,11 @@ def test_only_the_files_name_is_recorded_not_where_it_lay(home: Home, backend: B
     ("name", "code", "said"),
     [
         ("missing", 6, "there is no file missing"),
+        (
+            "https://example.com/a.txt",
+            2,
+            "-f takes a file, and https://example.com/a.txt is an address: fetch it first",
+        ),
         ("binary", 2, "is neither text in UTF-8 nor"),
         (".", 2, "can't be read"),
         ("locked/a", 6, "there is no file"),

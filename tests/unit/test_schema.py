@@ -92,7 +92,7 @@ def test_what_is_no_schema_is_told_with_what_to_write(text: str, said: str) -> N
             "$",
         ),
         ('{"type": "string"}', "1", "is not of type"),
-        ('{"type": "string"}', "one", "no JSON"),
+        ('{"type": "string"}', "one", "it is no JSON: invalid character (byte 0)"),
         ("{}", "[" * 3000, "no JSON"),
         ('{"$ref": "#"}', "1", "refers to itself without end"),
         (

@@ -134,7 +134,7 @@ def misfit(text: str, schema: Mapping[str, object]) -> str | None:
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as exc:
-        return f"it is no JSON: {exc}"
+        return f"it is no JSON: {str(exc).removeprefix('JSON is malformed: ')}"
     try:
         # A registry of its own: the default one fetches what isn't in the schema from wherever that names.
         problem = best_match(Draft202012Validator(schema, registry=Registry()).iter_errors(value))

@@ -203,7 +203,7 @@ class LLMManager:
             contents=contents,
             wanted=wanted,
             deadline=self._deadline(context),
-            notes=[CallRerouted(instead.name, str(wanted), instead.why)] if instead else [],
+            notes=[CallRerouted(instead.name, str(wanted), f"it {instead.why}")] if instead else [],
         )
 
     def _deadline(self, context: CallContext) -> float | None:
