@@ -1,4 +1,4 @@
-"""Options that several commands have, so that they are the same everywhere; and what the days mean that people name."""
+"""Options that several commands have, so that they are the same everywhere; and what the times mean that people name."""
 
 from __future__ import annotations
 
@@ -23,33 +23,45 @@ Offline = Annotated[bool, typer.Option("--offline", help="Ask only models on thi
 
 Since = Annotated[
     str | None,
-    typer.Option("--since", metavar="DATE", help="From this day on: YYYY-MM-DD, `today`, or `7d` for days back."),
+    typer.Option(
+        "--since", metavar="WHEN", help="From this day on: YYYY-MM-DD, today, yesterday or 7d; or from hours back, 24h."
+    ),
 ]
-Until = Annotated[str | None, typer.Option("--until", metavar="DATE", help="Up to the end of this day.")]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="WHEN", help="Up to the end of this day, or up to hours back.")
+]
 
 
 def span(since: str | None, until: str | None) -> tuple[int | None, int | None]:
-    """The beginning of the first day and the end of the last, µs UTC; None where no day is named.
+    """The beginning of what `--since` names and the end of what `--until` names, µs UTC; None where one names nothing.
 
     Raises:
-        UsageError: One of them is no day.
+        UsageError: One of them is neither a day nor hours back.
     """
-    first = _midnight(_day("--since", since)) if since else None
-    last = _midnight(min(_day("--until", until), date.max - timedelta(days=1)) + timedelta(days=1)) if until else None
-    return first, last
+    return (_span("--since", since)[0] if since else None, _span("--until", until)[1] if until else None)
 
 
-def _day(option: str, value: str) -> date:
-    today = datetime.now().astimezone().date()
+def _span(option: str, value: str) -> tuple[int, int]:
+    """When what a value names begins and ends, µs UTC; of hours back both are that moment."""
+    now = datetime.now().astimezone()
     try:
-        if value == "today":
-            return today
-        if value[:-1].isdecimal() and value.endswith("d"):
-            return today - timedelta(days=int(value[:-1]))
-        return date.fromisoformat(value)
+        number = int(value[:-1]) if value[:-1].isdecimal() else None
+        if number is not None and value.endswith("h"):
+            moment = int((now - timedelta(hours=number)).timestamp() * 1_000_000)
+            return moment, moment
+        if number is not None and value.endswith("d"):
+            day = now.date() - timedelta(days=number)
+        elif value in _DAYS:
+            day = now.date() - timedelta(days=_DAYS[value])
+        else:
+            day = date.fromisoformat(value)
     except (ValueError, OverflowError) as exc:
-        msg = f"{option} {value!r} is no day: write YYYY-MM-DD, today, or 7d for seven days back"
+        msg = f"{option} {value!r} is no time: write YYYY-MM-DD, today, yesterday, 7d for days back, or 24h for hours back"
         raise UsageError(msg) from exc
+    return _midnight(day), _midnight(min(day, date.max - timedelta(days=1)) + timedelta(days=1))
+
+
+_DAYS = {"today": 0, "yesterday": 1}
 
 
 def _midnight(day: date) -> int:

@@ -106,10 +106,12 @@ def test_one_session_alone(used: Home) -> None:
         (("--since", "today"), 5),
         (("--since", "0d"), 5),
         (("--since", "7d"), 5),
+        (("--since", "yesterday"), 5),
         (("--since", str(TODAY)), 5),
         (("--since", str(TODAY + dt.timedelta(days=1))), 0),
         (("--until", "today"), 5),
         (("--until", "1d"), 0),
+        (("--until", "yesterday"), 0),
         (("--until", "2020-01-01"), 0),
         (("--since", "2020-01-01", "--until", "9999-12-31"), 5),
         (("--since", "0001-01-01"), 5),
@@ -121,7 +123,9 @@ def test_since_and_until_take_whole_days(used: Home, argv: tuple[str, ...], call
     assert (0, calls) == (result.code, result.json()["totals"]["calls"])
 
 
-@pytest.mark.parametrize("day", ["yesterday", "2026-13-01", "99999999999d", "²d", "", "d"])
+@pytest.mark.parametrize(
+    "day", ["tomorrow", "2026-13-01", "99999999999d", "99999999999h", "1" * 5000 + "d", "²d", "", "d", "h"]
+)
 def test_a_day_that_can_t_be_is_refused(used: Home, day: str) -> None:
     result = used.run("report", "--since", day)
 
@@ -130,6 +134,17 @@ def test_a_day_that_can_t_be_is_refused(used: Home, day: str) -> None:
         assert "YYYY-MM-DD" in result.err
     else:
         assert 0 == result.code
+
+
+def test_hours_back_are_counted_from_now(home: Home, backend: Backend) -> None:
+    backend.says(answer("x"))
+    home.run("ask", "hi")
+    calls = [
+        home.run("report", "--json", *argv).json()["totals"]["calls"]
+        for argv in (("--since", "1h"), ("--since", "24h"), ("--until", "1h"), ("--since", "0h"), ("--until", "0h"))
+    ]
+
+    assert [1, 1, 0, 0, 1] == calls
 
 
 def test_csv_has_a_header_and_a_line_a_group(used: Home) -> None:

@@ -99,7 +99,7 @@ def test_what_goes_wrong(home: Home, backend: Backend) -> None:
     transcript.run("ask", "Why?", "--json")
     transcript.run("replay", "last")
     transcript.run("replay", "nope")
-    transcript.run("report", "--since", "yesterday")
+    transcript.run("report", "--since", "tomorrow")
     transcript.run("report")
 
     transcript.check("failures")
