@@ -457,7 +457,8 @@ def test_an_answer_cut_off_by_the_limit_says_so(home: Home, backend: Backend) ->
     result = home.run("ask", "hi")
 
     assert (0, "Hel\n", "length") == (result.code, result.out, home.end()["data"]["finish_reason"])
-    assert "cut off" in result.err
+    assert "… cut off: the limit of tokens was reached" in result.err.splitlines()
+    assert "length" == home.run("ask", "hi", "--json").json()["finish_reason"]
 
 
 def test_tokens_told_beside_an_error_are_recorded_with_it(home: Home, backend: Backend) -> None:
