@@ -44,7 +44,12 @@ def ask(
     system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")] = None,
     files: Annotated[
         list[Path] | None,
-        typer.Option("--file", "-f", metavar="FILE", help="A text file or an image to go with the prompt; repeatable."),
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="Text in UTF-8, or a PNG, JPEG, GIF or WebP image, to go with the prompt; repeatable.",
+        ),
     ] = None,
     go_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last session.")] = False,
     session: Annotated[

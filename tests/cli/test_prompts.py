@@ -156,12 +156,14 @@ def test_only_the_files_name_is_recorded_not_where_it_lay(home: Home, backend: B
             "-f takes a file, and https://example.com/a.txt is an address: fetch it first",
         ),
         ("binary", 2, "is neither text in UTF-8 nor"),
+        ("report.pdf", 2, "report.pdf is a PDF: give its text instead, as pdftotext makes it"),
         (".", 2, "can't be read"),
         ("locked/a", 6, "there is no file"),
     ],
 )
 def test_a_file_that_can_t_be_attached_is_said(home: Home, backend: Backend, name: str, code: int, said: str) -> None:
     (home.work / "binary").write_bytes(b"\x89PNG\xff\x00")
+    (home.work / "report.pdf").write_bytes(b"%PDF-1.4 in ASCII alone")
 
     result = home.run("ask", "x", "-f", name)
 

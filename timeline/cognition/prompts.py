@@ -85,6 +85,10 @@ def attach(name: str, data: bytes) -> File:
         media_type = "image/webp"
     if media_type is not None:
         return File(name, data, media_type)
+    if data.startswith(b"%PDF-"):
+        # Some are of ASCII alone, and still no text that says anything.
+        msg = f"{name} is a PDF: give its text instead, as pdftotext makes it"
+        raise UsageError(msg)
     try:
         return File(name, data.decode("utf-8-sig"))
     except UnicodeDecodeError as exc:
