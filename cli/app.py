@@ -1,7 +1,5 @@
 """The commands and what surrounds each: errors become one sentence and an exit code, signals are recorded, pipes may close."""
 
-from __future__ import annotations
-
 import asyncio
 import importlib
 import os
@@ -107,7 +105,8 @@ COMMANDS = {
 def _register(words: list[str]) -> None:
     """Make the command known that these words begin with; all of them, where they begin with none.
 
-    A command line that is read costs for each command that is known; nobody needs the others to run one.
+    A command line that is read costs for each command that is known; nobody needs the others to run one. Their modules
+    do without `from __future__ import annotations`: typer would evaluate the text of each parameter's type four times.
     """
     for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
         module, _, part = COMMANDS[name].partition(".")

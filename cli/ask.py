@@ -1,7 +1,5 @@
 """`timeline ask`: the answer to stdout as it comes, all else to stderr, everything to the log."""
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import aclosing
 from importlib import import_module
@@ -217,7 +215,7 @@ def _refuse_for_several(models: list[str], options: dict[str, bool]) -> None:
 
 async def _ask(
     shown: Shown, prompt: str, *, model: str | None, quiet: bool, offline: bool, yes: bool, **options: object
-) -> TurnEnd | None:
+) -> "TurnEnd | None":
     from timeline.config import load
     from timeline.providers.pool import Providers
 
@@ -269,7 +267,7 @@ def _schema(text: str | None) -> dict[str, Any] | None:
     return None if text is None else schema_of(text)
 
 
-def _budgets(max_cost: str | None) -> tuple[BudgetConfig, ...]:
+def _budgets(max_cost: str | None) -> "tuple[BudgetConfig, ...]":
     from timeline import config
 
     return () if max_cost is None else (config.max_cost(max_cost),)
@@ -279,7 +277,7 @@ def _budgets(max_cost: str | None) -> tuple[BudgetConfig, ...]:
 
 
 class _Json(Learning):
-    def end(self, end: TurnEnd | None) -> None:
+    def end(self, end: "TurnEnd | None") -> None:
         from timeline.projections.blocks import fold
 
         from .shapes import turn_object
@@ -296,7 +294,7 @@ class _Json(Learning):
 
 
 class _Events(Shown):
-    def event(self, event: Event) -> None:
+    def event(self, event: "Event") -> None:
         from .shapes import event_object
 
         super().event(event)

@@ -1,7 +1,5 @@
 """`timeline batch`: many prompts from a file, their answers as JSON lines in the same order; doing it again goes on."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys
@@ -152,8 +150,8 @@ def batch(
 
 
 async def _batch(
-    prompts: PromptFile, sink: _Sink, failures: _Failures, *, quiet: bool, offline: bool, **options: object
-) -> BatchStatus:
+    prompts: "PromptFile", sink: "_Sink", failures: "_Failures", *, quiet: bool, offline: bool, **options: object
+) -> "BatchStatus":
     from timeline.cognition.batch import BatchStatus
     from timeline.config import load
     from timeline.providers.pool import Providers
@@ -193,7 +191,7 @@ async def _batch(
 # ------------------------------------------------------------------ what is asked
 
 
-def _prompts(file: str, defaults: Prompt, stack: ExitStack) -> tuple[PromptFile, str, str]:
+def _prompts(file: str, defaults: "Prompt", stack: ExitStack) -> "tuple[PromptFile, str, str]":
     """The prompts, what the batch is known by if it is given no name, and its title."""
     from timeline.cognition.prompt_file import PromptFile
     from timeline.store import content_digest
@@ -322,7 +320,7 @@ class _Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: "TracebackType | None"
     ) -> None:
         self.stop()
 
@@ -333,7 +331,7 @@ class _Progress:
             self._bar = None
         self._quiet = True
 
-    def show(self, status: BatchStatus) -> None:
+    def show(self, status: "BatchStatus") -> None:
         """How far it is now."""
         if self._quiet:
             return
@@ -361,7 +359,7 @@ class _Progress:
         bar.update(task, completed=ended, description=_aside(status))
 
 
-def _aside(status: BatchStatus) -> str:
+def _aside(status: "BatchStatus") -> str:
     parts = [f"{status.failed:,} failed"] if status.failed else []
     if status.handed_in:
         parts.append(f"{status.ended_there:,} of {status.handed_in:,} ended at the provider")
@@ -369,13 +367,13 @@ def _aside(status: BatchStatus) -> str:
     return " · ".join(parts)
 
 
-def _stopped(status: BatchStatus) -> str:
+def _stopped(status: "BatchStatus") -> str:
     answered = status.before + status.answered
     told = f"stopped with {answered:,} of {status.total:,} answered: the same command goes on"
     return told + (f"; {status.handed_in:,} are with the provider, who goes on meanwhile" if status.handed_in else "")
 
 
-def _summary(status: BatchStatus) -> str:
+def _summary(status: "BatchStatus") -> str:
     answered = status.before + status.answered
     before = f" ({status.before:,} before)" if status.before else ""
     parts = [f"{answered:,} of {status.total:,} answered{before}"]

@@ -1,7 +1,5 @@
 """`timeline budget`: how much of each budget is spent, reserved and left, and when it begins anew."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from . import output
@@ -61,7 +59,7 @@ def budget(
             console.print(line, soft_wrap=True)
 
 
-async def _states(loaded: Config) -> tuple[BudgetState, ...]:
+async def _states(loaded: "Config") -> "tuple[BudgetState, ...]":
     from timeline.looking import Looking
 
     from .opening import looking
@@ -77,7 +75,7 @@ async def _states(loaded: Config) -> tuple[BudgetState, ...]:
 # ------------------------------------------------------------------ as it is drawn
 
 
-def _lines(configured: BudgetConfig, state: BudgetState, console: Console) -> list[Text]:
+def _lines(configured: "BudgetConfig", state: "BudgetState", console: "Console") -> "list[Text]":
     from rich.text import Text
 
     drawn, width = signs(console), min(console.width, WIDTH)
@@ -101,12 +99,12 @@ def _lines(configured: BudgetConfig, state: BudgetState, console: Console) -> li
     return lines
 
 
-def _amount(state: BudgetState, value: int) -> str:
+def _amount(state: "BudgetState", value: int) -> str:
     """To a hundredth of a cent, so that small amounts add up."""
     return f"{value:,}" if state.unit == "tokens" else output.usd(value, places=4)
 
 
-def _bar(state: BudgetState, drawn: Signs, width: int) -> Text:
+def _bar(state: "BudgetState", drawn: Signs, width: int) -> "Text":
     """What is spent, what is reserved, what is left, and how many percent the first two are."""
     from rich.text import Text
 

@@ -1,7 +1,5 @@
 """`timeline config` and `timeline paths`: what is in force and why, a file to start from, where everything lies."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -196,7 +194,7 @@ def _nested(settings: Iterable[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
     return tree
 
 
-def _annotated(settings: Iterable[Setting]) -> Iterator[str]:
+def _annotated(settings: "Iterable[Setting]") -> Iterator[str]:
     """YAML lines with the source of each value as a comment."""
     home = str(Path.home())
     leaves = _nested((setting.path, (setting.value, setting.source)) for setting in settings)

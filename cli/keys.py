@@ -4,8 +4,6 @@ A key is typed at a prompt that doesn't echo it, or read from standard input; on
 other users and the shell's history would see it.
 """
 
-from __future__ import annotations
-
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
@@ -130,19 +128,19 @@ def remove(name: Name) -> None:
     output.notice(f"{name}: the key is removed from {kept.path if key else 'the keyring'}")
 
 
-def described(key: FoundKey) -> str:
+def described(key: "FoundKey") -> str:
     """Where a key is, in words."""
     return f"{PLACES[key.origin]} {_place(key) or ''}".strip()
 
 
-def _place(key: FoundKey) -> str | None:
+def _place(key: "FoundKey") -> str | None:
     """The variable, file or program; of a command not its arguments, which can be anything."""
     if key.origin == "keyring":
         return None
     return (key.place.split() or [""])[0] if key.origin == "key_cmd" else key.place
 
 
-def _found(config: Config, name: str, kept: dict[str, str]) -> list[tuple[FoundKey, bool]]:
+def _found(config: "Config", name: str, kept: dict[str, str]) -> "list[tuple[FoundKey, bool]]":
     """Where a name's keys are, and whether they are used."""
     from timeline.config import FoundKey
 

@@ -1,7 +1,5 @@
 """`timeline limits`: what is known of rate limits, who waits for one, and which models are left alone."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from . import output
@@ -49,7 +47,7 @@ def limits(*, as_json: AsJson = False) -> None:
         console.print(output.harmless(line, console), soft_wrap=True)
 
 
-async def _known(now: int) -> tuple[list[KnownLimit], list[Waiting], list[OpenCircuit]]:
+async def _known(now: int) -> "tuple[list[KnownLimit], list[Waiting], list[OpenCircuit]]":
     from timeline.projections.health import open_circuits
     from timeline.projections.limit_facts import known_limits, queue
     from timeline.store import is_alive
@@ -64,7 +62,7 @@ async def _known(now: int) -> tuple[list[KnownLimit], list[Waiting], list[OpenCi
     )
 
 
-def _words(row: KnownLimit, now: int) -> tuple[str, str]:
+def _words(row: "KnownLimit", now: int) -> tuple[str, str]:
     """What is left of a limit, and when it is full again."""
     past = row.reset_at is not None and row.reset_at <= now
     if row.name == "retry-after":
@@ -79,14 +77,14 @@ def _ahead(moment: int | None, now: int) -> str:
     return "" if moment is None else f"in {output.seconds(max(moment - now, 0))}"
 
 
-def _closes(row: OpenCircuit, now: int) -> str:
+def _closes(row: "OpenCircuit", now: int) -> str:
     from timeline.projections.health import COOLDOWN
 
     tries = row.opened_at + COOLDOWN
     return "the next request tries it" if tries <= now else f"is tried {_ahead(tries, now)}"
 
 
-def _object(told: list[KnownLimit], waiting: list[Waiting], circuits: list[OpenCircuit]) -> Mapping[str, Any]:
+def _object(told: "list[KnownLimit]", waiting: "list[Waiting]", circuits: "list[OpenCircuit]") -> "Mapping[str, Any]":
     from timeline.projections.health import COOLDOWN
 
     def at(moment: int | None) -> float | None:

@@ -1,7 +1,5 @@
 """`timeline models`: what can be asked, side by side; fetching an embedded model, and loading any ahead of its first use."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 import time
@@ -40,8 +38,8 @@ WARMED = {
 class _Offer(Struct, frozen=True):
     """A model, its price, and whether it can be asked without a network."""
 
-    model: ModelInfo
-    price: ListPrice
+    model: "ModelInfo"
+    price: "ListPrice"
     here: bool
 
 
@@ -90,7 +88,7 @@ def list_(
         raise typer.Exit(exc.exit_code) if as_json else exc
 
 
-async def _offered(config: Config, names: list[str]) -> tuple[list[_Offer], dict[str, TimelineError]]:
+async def _offered(config: "Config", names: list[str]) -> tuple[list[_Offer], dict[str, TimelineError]]:
     from timeline.config import ModelRef
     from timeline.llm.pricing import PriceBook
     from timeline.providers.plugins import make_provider
@@ -99,7 +97,7 @@ async def _offered(config: Config, names: list[str]) -> tuple[list[_Offer], dict
     prices = PriceBook(config.settings.prices, config.served)
     now = time.time_ns() // 1000
 
-    def offer(model: ModelInfo) -> _Offer:
+    def offer(model: "ModelInfo") -> _Offer:
         price = prices.listed(model.provider, model.id, local=model.local, at=now)
         # Ollama itself tells which of its models it only passes on.
         told = config.served(model.provider)[0] == "ollama"
@@ -166,7 +164,7 @@ def _offer_object(offer: _Offer) -> dict[str, Any]:
     }
 
 
-def price_object(price: ListPrice) -> dict[str, Any]:
+def price_object(price: "ListPrice") -> dict[str, Any]:
     """What a model costs, as `models list --json` and `route --json` print it."""
     rates = {
         f"{name}_per_million": None if rate is None else float(rate)
@@ -208,7 +206,7 @@ def warm(
     sys.stdout.write(f"{route} {done} in {seconds:.2f} s. {said}\n")
 
 
-async def _warm(config: Config, route: ModelRef) -> tuple[float, str]:
+async def _warm(config: "Config", route: "ModelRef") -> tuple[float, str]:
     """How long it took, and where the model is: a key of `WARMED`.
 
     Raises:
@@ -255,7 +253,7 @@ def pull(
 
     config = load()
 
-    async def work() -> Path:
+    async def work() -> "Path":
         from timeline.providers.models import ModelStore
 
         with Fetching() as fetching:

@@ -1,7 +1,5 @@
 """`timeline plugins`: what is installed and whether it can be used, and the contract checked, live where asked for."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,7 +90,7 @@ def validate(
         output.notice(f"What {name} answers was not checked: {try_it}.")
 
 
-def _with_tools(found: list[Listed]) -> list[Listed]:
+def _with_tools(found: "list[Listed]") -> "list[Listed]":
     """The plugins, those of tools looked into, too."""
     if not any(plugin.group == "tool" for plugin in found):
         return found
@@ -107,7 +105,7 @@ def _with_tools(found: list[Listed]) -> list[Listed]:
     ]
 
 
-def _tool(name: str, *, live: bool) -> Listed | None:
+def _tool(name: str, *, live: bool) -> "Listed | None":
     """The tool plugin of that name, looked into; None where there is none, or a provider of that name, too.
 
     Raises:
@@ -128,7 +126,7 @@ def _tool(name: str, *, live: bool) -> Listed | None:
     return found[0]
 
 
-def _show_rules(plugin: Listed) -> None:
+def _show_rules(plugin: "Listed") -> None:
     """What its class was checked for, where there is one."""
     if plugin.reason is not None and not plugin.problems:
         return
@@ -143,7 +141,7 @@ def _show_rules(plugin: Listed) -> None:
     sys.stdout.writelines(f"{row}\n" for row in _aligned(rows))
 
 
-def _live(kind: str, model: str | None) -> Iterator[Outcome]:
+def _live(kind: str, model: str | None) -> "Iterator[Outcome]":
     """Run the suite against a configured provider of that kind."""
     from timeline.config import load
     from timeline.providers.plugins import make
@@ -161,13 +159,13 @@ def _live(kind: str, model: str | None) -> Iterator[Outcome]:
         model = asked
         patience = 30.0
 
-        def provider(self) -> LLMProvider:
+        def provider(self) -> "LLMProvider":
             return make(resolved, config.paths.models_dir)
 
     yield from outcomes(Live())
 
 
-def _target(config: Config, kind: str, model: str | None) -> tuple[str, str]:
+def _target(config: "Config", kind: str, model: str | None) -> tuple[str, str]:
     """Which provider to ask for which model."""
     written = config.settings.llm_providers
     if model is None:
@@ -180,7 +178,7 @@ def _target(config: Config, kind: str, model: str | None) -> tuple[str, str]:
     return (name, rest) if colon and (name in written or name == kind) else (kind, model)
 
 
-def _object(plugin: Listed) -> dict[str, Any]:
+def _object(plugin: "Listed") -> dict[str, Any]:
     return {**msgspec.to_builtins(plugin), "usable": plugin.reason is None}
 
 

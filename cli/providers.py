@@ -1,7 +1,5 @@
 """`timeline providers`: who can be asked, and whether it would work now: key, address, models, time and price."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 import time
@@ -90,7 +88,7 @@ def check(
 # ------------------------------------------------------------------ list
 
 
-def _names(config: Config) -> list[str]:
+def _names(config: "Config") -> list[str]:
     from timeline.config import KINDS
     from timeline.entry_points import PROVIDERS, installed
 
@@ -98,7 +96,7 @@ def _names(config: Config) -> list[str]:
     return list(dict.fromkeys([*config.settings.llm_providers, *KINDS, *plugins]))
 
 
-def _described(config: Config, name: str) -> dict[str, Any]:
+def _described(config: "Config", name: str) -> dict[str, Any]:
     from timeline.config.settings import masked
 
     written = config.settings.llm_providers.get(name)
@@ -152,14 +150,14 @@ class _Checked(Struct, frozen=True):
 
     name: str
     key: str | None = None
-    models: tuple[ModelInfo, ...] = ()
+    models: "tuple[ModelInfo, ...]" = ()
     seconds: float | None = None
     model: str | None = None
-    cost: Cost | None = None
+    cost: "Cost | None" = None
     error: TimelineError | None = None
 
 
-async def _check_all(config: Config, names: list[str], timeout: float, *, show: bool) -> list[_Checked]:
+async def _check_all(config: "Config", names: list[str], timeout: float, *, show: bool) -> list[_Checked]:
     import httpx  # noqa: F401  here, so that nobody's time includes it
 
     from timeline.llm.pricing import PriceBook
@@ -181,7 +179,7 @@ async def _check_all(config: Config, names: list[str], timeout: float, *, show: 
     return found
 
 
-async def _check(config: Config, prices: PriceBook, name: str, timeout: float) -> _Checked:
+async def _check(config: "Config", prices: "PriceBook", name: str, timeout: float) -> _Checked:
     from timeline.providers.plugins import make_provider
 
     key = None
@@ -213,14 +211,14 @@ async def _check(config: Config, prices: PriceBook, name: str, timeout: float) -
     return _Checked(name, key, models, seconds, model, cost)
 
 
-def _is_here(config: Config, name: str) -> bool:
+def _is_here(config: "Config", name: str) -> bool:
     from timeline.providers.address import is_loopback, split_url
 
     _, address = config.served(name)
     return address is None or is_loopback(split_url(address)[4])
 
 
-def _usual_model(config: Config, name: str, offered: tuple[ModelInfo, ...]) -> str | None:
+def _usual_model(config: "Config", name: str, offered: "tuple[ModelInfo, ...]") -> str | None:
     """The model that questions go to: the default route's, else the first that is configured, else the first there is."""
     from timeline.config import ModelRef
 
@@ -233,7 +231,7 @@ def _usual_model(config: Config, name: str, offered: tuple[ModelInfo, ...]) -> s
     return next(iter([*routed, *(written.models if written else ()), *(model.id for model in offered)]), None)
 
 
-def _one_token(prices: PriceBook, name: str, model: str, *, local: bool) -> Cost:
+def _one_token(prices: "PriceBook", name: str, model: str, *, local: bool) -> "Cost":
     from timeline.events import Usage
 
     return prices.cost(name, (model,), Usage(input=1, output=1), local=local, at=time.time_ns() // 1000)

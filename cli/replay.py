@@ -1,7 +1,5 @@
 """`timeline replay`: a session again, from its events alone, or while another process goes on with it."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from contextlib import aclosing
@@ -114,7 +112,7 @@ async def _replay(name: str, speed: float | None, number: int | None, *, cogniti
         raise damage
 
 
-async def _recorded(timeline: Looking, session_id: str) -> tuple[list[Event], StoreDamaged | None]:
+async def _recorded(timeline: "Looking", session_id: str) -> "tuple[list[Event], StoreDamaged | None]":
     """A session's events up to what can't be read, and why that can't be.
 
     Raises:
@@ -131,7 +129,7 @@ async def _recorded(timeline: Looking, session_id: str) -> tuple[list[Event], St
     return events, None
 
 
-async def _borrowed(timeline: Looking, events: list[Event]) -> tuple[dict[str, list[Event]], StoreDamaged | None]:
+async def _borrowed(timeline: "Looking", events: "list[Event]") -> "tuple[dict[str, list[Event]], StoreDamaged | None]":
     """The events of calls whose answers were read again, but of those that can't be read, and why these can't be."""
     try:
         return await timeline.borrowed(events), None
@@ -144,7 +142,7 @@ async def _borrowed(timeline: Looking, events: list[Event]) -> tuple[dict[str, l
     return borrowed, damage
 
 
-def _chosen(session: Session, number: int | None, damage: StoreDamaged | None) -> list[Turn]:
+def _chosen(session: "Session", number: int | None, damage: StoreDamaged | None) -> "list[Turn]":
     """All turns, or the one of that number.
 
     Args:

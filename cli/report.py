@@ -1,7 +1,5 @@
 """`timeline report`: calls, tokens and cost by day, model or session."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import msgspec
@@ -69,12 +67,12 @@ def report(
 
 async def _report(
     by: By, since: int | None, until: int | None, session: str | None
-) -> tuple[list[ReportRow], ReportRow, dict[str, str]]:
+) -> "tuple[list[ReportRow], ReportRow, dict[str, str]]":
     from timeline.projections.usage import ReportRow
 
     from .opening import listed, looking
 
-    async def read(timeline: Looking) -> tuple[list[ReportRow], ReportRow, dict[str, str]]:
+    async def read(timeline: "Looking") -> "tuple[list[ReportRow], ReportRow, dict[str, str]]":
         rows = await timeline.report(by, since=since, until=until, session=session)
         (totals,) = await timeline.report(None, since=since, until=until, session=session)
         titles = {row.id: row.title or "" for row in await timeline.sessions()} if by == "session" else {}
@@ -87,7 +85,7 @@ async def _report(
     return await listed(read, ([], msgspec.convert({**figures, "group": ""}, ReportRow), {}))
 
 
-def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, str], *, nothing: str) -> None:
+def _table(by: str, rows: "list[ReportRow]", totals: "ReportRow", titles: dict[str, str], *, nothing: str) -> None:
     from rich import box
     from rich.table import Table
 
@@ -125,13 +123,13 @@ def _table(by: str, rows: list[ReportRow], totals: ReportRow, titles: dict[str, 
 class _Names(NamedTuple):
     """The first column: its texts, the width of the widest, how many cells will do, and how many it can't do without."""
 
-    texts: list[Text]
+    texts: "list[Text]"
     widest: int
     enough: int
     least: int
 
 
-def _names(by: str, rows: list[ReportRow], titles: dict[str, str]) -> _Names:
+def _names(by: str, rows: "list[ReportRow]", titles: dict[str, str]) -> _Names:
     """What names the rows; a title gives way where it is narrow, what it stands behind is never cut."""
     from rich.text import Text
 
@@ -153,7 +151,7 @@ _TITLE = 12
 """Cells of a title that say more than another column does."""
 
 
-def _fitting(totals: ReportRow, names: _Names, space: int) -> tuple[list[_Column], list[str], int]:
+def _fitting(totals: "ReportRow", names: _Names, space: int) -> "tuple[list[_Column], list[str], int]":
     """The columns beside name and cost that there is space for, the labels of the others, and the width of the name."""
     # Columns that are zero throughout say nothing and cost width.
     shown = [
@@ -175,7 +173,7 @@ def _fitting(totals: ReportRow, names: _Names, space: int) -> tuple[list[_Column
     return columns, left_out, max(names.least, min(names.widest, free))
 
 
-def _figures(name: str) -> Callable[[ReportRow], str]:
+def _figures(name: str) -> "Callable[[ReportRow], str]":
     return lambda row: f"{getattr(row, name):,}"
 
 
@@ -192,7 +190,7 @@ _COLUMNS = {
 _FIRST_TO_GO = ("written", "cached", "reasoning", "stopped", "failed", "input", "output", "calls")
 
 
-def _cost(row: ReportRow) -> str:
+def _cost(row: "ReportRow") -> str:
     if row.unpriced:
         return f"{output.usd(row.nano_usd)} + ?" if row.nano_usd else "?"
     if row.nano_usd:

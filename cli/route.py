@@ -1,7 +1,5 @@
 """`timeline route`: whom a question would go to, in which order and why, without asking anybody."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Sequence
@@ -84,7 +82,7 @@ class Question(Struct, frozen=True):
     model: str | None
     session: str | None
     system: str | None
-    files: tuple[File, ...]
+    files: "tuple[File, ...]"
     max_tokens: int | None
 
 
@@ -96,7 +94,7 @@ def explain(
     dry_run: bool,
     as_json: bool,
     step: Step | None = None,
-    complexity: Complexity | None = None,
+    complexity: "Complexity | None" = None,
 ) -> None:
     """Print whom a question would go to.
 
@@ -138,8 +136,8 @@ def explain(
 
 
 async def _explained(
-    config: Config, asked: Question, tasks: Sequence[Task], complexity: Complexity | None
-) -> list[Explained]:
+    config: "Config", asked: Question, tasks: "Sequence[Task]", complexity: "Complexity | None"
+) -> "list[Explained]":
     from timeline.cognition.prompts import user_message
     from timeline.cognition.steps import route_request
     from timeline.events import Clock
@@ -168,7 +166,7 @@ async def _explained(
         return [await router.explain(Asked(models, task, complexity, requests.get(task, request))) for task in tasks]
 
 
-def _step(explained: Explained, *, estimates: bool) -> str:
+def _step(explained: "Explained", *, estimates: bool) -> str:
     """A step before the answer, in a line."""
     task, first = explained.asked.task, next(iter(explained.routed.candidates), None)
     if first is None:
@@ -181,7 +179,7 @@ def _step(explained: Explained, *, estimates: bool) -> str:
     return f"{task}: {first}, {first.why}{quoted}"
 
 
-def _estimate(explained: Explained) -> Cost:
+def _estimate(explained: "Explained") -> "Cost":
     """About what a step costs if the first one who would be asked answers."""
     from timeline.config import ModelRef
     from timeline.events import Cost
@@ -190,7 +188,7 @@ def _estimate(explained: Explained) -> Cost:
     return explained.facts.of(ModelRef(first.provider, first.model)).estimate if first else Cost("unpriced")
 
 
-def _quote(before: Sequence[Explained], explained: Explained) -> Cost:
+def _quote(before: "Sequence[Explained]", explained: "Explained") -> "Cost":
     """About what the calls cost that are made in any case: the route's, where there is one, and the answer's."""
     from timeline.events import Cost
 
@@ -202,12 +200,12 @@ def _quote(before: Sequence[Explained], explained: Explained) -> Cost:
     return Cost("priced", sum(cost.nano_usd or 0 for cost in costs))
 
 
-def _quote_object(before: Sequence[Explained], explained: Explained) -> dict[str, Any]:
+def _quote_object(before: "Sequence[Explained]", explained: "Explained") -> dict[str, Any]:
     cost = _quote(before, explained)
     return {"state": cost.state, "usd": 0.0 if cost.state == "free" else _usd(cost.nano_usd)}
 
 
-def _lines(explained: Explained, now: int, *, estimates: bool) -> list[str]:
+def _lines(explained: "Explained", now: int, *, estimates: bool) -> list[str]:
     from timeline.config import ModelRef
     from timeline.llm.ranking import answer_tokens, speed_words
 
@@ -236,24 +234,24 @@ def _lines(explained: Explained, now: int, *, estimates: bool) -> list[str]:
     return lines
 
 
-def _rates(known: ModelFacts) -> tuple[str, str]:
+def _rates(known: "ModelFacts") -> tuple[str, str]:
     price = known.price
     if price.rates is None:
         return ("free", "free") if price.state == "free" else ("?", "?")
     return output.rate(price.rates.input, rises=price.rises), output.rate(price.rates.output, rises=price.rises)
 
 
-def _about(cost: Cost) -> str:
+def _about(cost: "Cost") -> str:
     if cost.state == "priced":
         return output.usd(cost.nano_usd or 0)
     return "free" if cost.state == "free" else "?"
 
 
-def _in_words(cost: Cost) -> str:
+def _in_words(cost: "Cost") -> str:
     return {"priced": f"about {_about(cost)}", "free": "free"}.get(cost.state, "of unknown price")
 
 
-def _object(explained: Explained, *, estimates: bool, now: int) -> dict[str, Any]:
+def _object(explained: "Explained", *, estimates: bool, now: int) -> dict[str, Any]:
     """What `route --json` prints; with `estimates` what each would cost."""
     facts, asked = explained.facts, explained.asked
     return {
@@ -267,7 +265,7 @@ def _object(explained: Explained, *, estimates: bool, now: int) -> dict[str, Any
     }
 
 
-def _decision(explained: Explained, *, estimates: bool, now: int) -> dict[str, Any]:
+def _decision(explained: "Explained", *, estimates: bool, now: int) -> dict[str, Any]:
     """Who would be asked, and who wouldn't."""
     from timeline.config import ModelRef
     from timeline.llm.ranking import answer_tokens

@@ -1,7 +1,5 @@
 """`timeline search`: past turns in which words stand, with the passages."""
 
-from __future__ import annotations
-
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,14 +69,14 @@ def search(
         _draw(turn)
 
 
-async def _search(typed: str, marks: tuple[str, str], **filters: Any) -> list[Found]:
+async def _search(typed: str, marks: tuple[str, str], **filters: Any) -> "list[Found]":
     from .opening import looking
 
     async with looking() as timeline:
         return await timeline.search(typed, marks=marks, **filters)
 
 
-def _draw(turn: Found) -> None:
+def _draw(turn: "Found") -> None:
     from rich.text import Text
 
     console = output.stdout()
@@ -92,7 +90,7 @@ def _draw(turn: Found) -> None:
         console.print(Text.assemble("  ", _passage(turn.answered)), soft_wrap=True)
 
 
-def _passage(marked: str) -> Text:
+def _passage(marked: str) -> "Text":
     """A passage on one line, the words that were found standing out."""
     from rich.text import Text
 

@@ -1,7 +1,5 @@
 """`timeline sessions`: which there are, one in full, another title, and forgetting what was said."""
 
-from __future__ import annotations
-
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,7 +82,7 @@ def show(
     from .app import wait_for
     from .opening import looking
 
-    async def load() -> tuple[Session, dict[str, str | bytes]]:
+    async def load() -> "tuple[Session, dict[str, str | bytes]]":
         async with looking() as timeline:
             found = await timeline.session(session)
             return found, await timeline.bodies(found)
@@ -136,7 +134,7 @@ def forget(
     from .app import wait_for
     from .opening import looking, writing
 
-    async def find() -> Session:
+    async def find() -> "Session":
         async with looking() as timeline:
             return await timeline.session(session)
 

@@ -1,7 +1,5 @@
 """`timeline store`: where the file is, whether it is whole, its read models, its sizes, a copy of it."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +33,7 @@ def verify(*, as_json: AsJson = False) -> None:
     from .app import wait_for
     from .opening import looking
 
-    async def work() -> Verification:
+    async def work() -> "Verification":
         async with looking() as timeline:
             return await timeline.store.verify()
 
@@ -83,7 +81,7 @@ def stats(*, as_json: AsJson = False) -> None:
     from .app import wait_for
     from .opening import looking
 
-    async def work() -> Stats:
+    async def work() -> "Stats":
         async with looking() as timeline:
             return await timeline.store.stats()
 

@@ -1,7 +1,5 @@
 """`timeline tools`: which tools models are offered and why others are off, and one of them tried by hand."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -45,7 +43,7 @@ def list_(*, as_json: AsJson = False) -> None:
         sys.stdout.write(f"{head}{_told(row, len(head))}\n")
 
 
-def _told(row: Listed, begins: int) -> str:
+def _told(row: "Listed", begins: int) -> str:
     text, console = row.description or row.origin, output.stdout()
     room = min(DESCRIPTION_CHARACTERS, console.width - begins) if console.is_terminal else DESCRIPTION_CHARACTERS
     if len(text) > room:
@@ -57,7 +55,7 @@ def _told(row: Listed, begins: int) -> str:
     return output.harmless(f"{text}  off: {row.reason}" if row.reason else text, console)
 
 
-async def _listed() -> tuple[Listed, ...]:
+async def _listed() -> "tuple[Listed, ...]":
     from timeline.cognition.toolbox import open_tools
     from timeline.config import load
 
@@ -103,13 +101,13 @@ def run(
     sys.stdout.write(f"{output.harmless(outcome.text, output.stdout())}\n")
 
 
-async def _run(name: str, arguments: str, allow_dirs: list[Path], *, yes: bool) -> ToolOutcome:
+async def _run(name: str, arguments: str, allow_dirs: list[Path], *, yes: bool) -> "ToolOutcome":
     from timeline.cognition.toolbox import open_tools
     from timeline.cognition.tools import Workspace
     from timeline.config import allowed_dirs, load
     from timeline.providers.base import ToolCall
 
-    async def confirm(tool: Tool, given: Mapping[str, Any]) -> bool:
+    async def confirm(tool: "Tool", given: Mapping[str, Any]) -> bool:
         if yes:
             return True
         if not sys.stdin.isatty():
@@ -132,14 +130,14 @@ async def _run(name: str, arguments: str, allow_dirs: list[Path], *, yes: bool) 
         return await box.tools.run(ToolCall("cli", name, _arguments(tool, arguments)), workspace)
 
 
-def _search(timeline: Looking) -> Callable[[str, int], Awaitable[Sequence[Found]]]:
-    async def search(words: str, limit: int) -> Sequence[Found]:
+def _search(timeline: "Looking") -> "Callable[[str, int], Awaitable[Sequence[Found]]]":
+    async def search(words: str, limit: int) -> "Sequence[Found]":
         return await timeline.search(words, limit=limit)
 
     return search
 
 
-def _missing(name: str, listed: tuple[Listed, ...]) -> NotFound | UsageError:
+def _missing(name: str, listed: "tuple[Listed, ...]") -> NotFound | UsageError:
     for row in listed:
         if row.name == name:
             return UsageError(f"the tool {name} is off: {row.reason}")
@@ -147,7 +145,7 @@ def _missing(name: str, listed: tuple[Listed, ...]) -> NotFound | UsageError:
     return NotFound(f"there is no tool {name!r}: use one of {there}")
 
 
-def _arguments(tool: Tool, text: str) -> dict[str, Any]:
+def _arguments(tool: "Tool", text: str) -> dict[str, Any]:
     """The arguments that a text stands for: a JSON object, or the value of the first one."""
     if not text.strip():
         return {}

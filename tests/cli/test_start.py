@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import pytest
+import typer
 from support.answers import answer
 from support.command import Backend, Home
+from timeline_cli.app import COMMANDS
 
 SLOW = ("pydantic", "sqlalchemy.orm", "httpx", "rich.markdown", "rich", "sqlalchemy", "timeline.cognition")
 """What takes longest; the last stands for all that asks models."""
@@ -39,3 +42,12 @@ def test_a_command_imports_nothing_slow_that_it_can_do_without(
     home.run("ask", "why")
 
     assert {*needed} == imported(home, *argv) & {*SLOW}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_typer_is_told_the_types_of_a_command_s_parameters_not_their_text(name: str) -> None:
+    module, _, part = COMMANDS[name].partition(".")
+    runs = getattr(importlib.import_module(f"timeline_cli.{module}"), part or module)
+    functions = [each.callback for each in runs.registered_commands] if isinstance(runs, typer.Typer) else [runs]
+
+    assert [] == [hint for each in functions for hint in each.__annotations__.values() if isinstance(hint, str)]
