@@ -140,7 +140,7 @@ def test_check_asks_all_at_once(home: Home, backend: Backend) -> None:
             "is rate limiting (429): try again in 7 s",
         ),
         (Reply.json({"error": {"message": "no"}}, 500), 1, "failed (500)"),
-        (Reply([b"<html>"], headers={"content-type": "text/html"}), 1, "sent no JSON"),
+        (Reply([b"<html>"], headers={"content-type": "text/html"}), 1, "answered with a web page: check that base_url"),
         (
             Reply(MODELS.body, headers=MODELS.headers, framing="length", before=60),
             1,
