@@ -70,8 +70,10 @@ def list_(
         )
     elif offers:
         header = ("model", "context", "input", "output", "can", "runs")
-        lines = output.columns([header, *map(_line, offers)], right=(1, 2, 3))
+        narrowed = ("can", "context", "runs", "output", "input")
+        lines, left_out = output.fitting([header, *map(_line, offers)], right=(1, 2, 3), first_to_go=narrowed)
         sys.stdout.writelines(f"{line}\n" for line in lines)
+        output.notice_left_out(left_out)
     if not as_json:
         for exc in failures.values():
             output.notice(str(exc))

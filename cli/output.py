@@ -29,9 +29,11 @@ __all__ = [
     "emit_json",
     "error_object",
     "fail",
+    "fitting",
     "harmless",
     "json_errors",
     "notice",
+    "notice_left_out",
     "rate",
     "say",
     "seconds",
@@ -205,6 +207,45 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
         ).rstrip()
         for row in rows
     ]
+
+
+def fitting(
+    rows: Sequence[Sequence[str]], right: Sequence[int] = (), *, first_to_go: Sequence[str], sentence: int = 0
+) -> tuple[list[str], list[str]]:
+    """Rows under their header as `columns` has them; on a terminal that is narrower, columns are left out.
+
+    Args:
+        rows: The header, then the others.
+        right: Which columns are aligned right.
+        first_to_go: Labels of those that may be left out, what matters least first.
+        sentence: Of a last column that holds sentences, how many cells will do: on a terminal they go on below themselves.
+
+    Returns:
+        The lines, and the labels of what was left out.
+    """
+    console, kept, left_out = stdout(), list(range(len(rows[0]))), list[str]()
+    if not console.is_terminal:
+        return columns(rows, right), left_out
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    least = [*widths[:-1], min(widths[-1], sentence or widths[-1])]
+    for label in first_to_go:
+        if sum(least[index] + 2 for index in kept) - 2 <= console.width:
+            break
+        kept.remove(rows[0].index(label))
+        left_out.append(label)
+    aligned = [place for place, index in enumerate(kept) if index in right]
+    lines = columns([[row[index] for index in kept] for row in rows], aligned)
+    if sentence:
+        start = sum(widths[index] + 2 for index in kept[:-1])
+        space = max(console.width - start, sentence)
+        lines = [line[:start] + at_words(line[start:], space).replace("\n", "\n" + " " * start) for line in lines]
+    return lines, left_out
+
+
+def notice_left_out(labels: Sequence[str], *, ways: str = " or --json") -> None:
+    """Say which columns of a table there was no space for, if any, and how to see them all the same."""
+    if labels:
+        notice(f"left out for the width: {', '.join(labels)}; a wider terminal{ways} shows all")
 
 
 # ------------------------------------------------------------------ values for people

@@ -38,8 +38,10 @@ def list_(*, as_json: AsJson = False) -> None:
         output.emit_json({"providers": rows})
         return
     header = ("provider", "kind", "address", "key", "enabled", "set in")
-    lines = output.columns([header, *(_line(row) for row in rows)])
+    narrowed = ("set in", "kind", "address", "enabled")
+    lines, left_out = output.fitting([header, *(_line(row) for row in rows)], first_to_go=narrowed)
     sys.stdout.writelines(f"{line}\n" for line in lines)
+    output.notice_left_out(left_out)
     for row in rows:
         if row["problem"]:
             output.notice(f"Warning: {row['problem']}")

@@ -108,8 +108,7 @@ def _table(by: str, rows: "list[ReportRow]", totals: "ReportRow", titles: dict[s
         # Then it is the terminal that goes on in its next line; nothing is cut.
         table.width = name_width + cost_width + 4
     console.print(table, crop=False)
-    if left_out:
-        output.notice(f"left out for the width: {', '.join(left_out)}; a wider terminal, --json or --csv shows all")
+    output.notice_left_out(left_out, ways=", --json or --csv")
     if any(row.failed > row.calls for row in rows):
         output.notice("failed are attempts: a call that is tried again may fail more than once")
     if totals.estimated:

@@ -26,6 +26,8 @@ __all__ = ["Question", "explain", "route"]
 
 Step = Literal["query_routing", "tool_calling", "response_formatting"]
 STEPS: tuple[Step, ...] = ("query_routing", "tool_calling", "response_formatting")
+WHY_WIDTH = 24
+"""Cells in which a reason can be read, going on in the next lines; where there are fewer, figures give way."""
 
 
 def route(
@@ -123,10 +125,13 @@ def explain(
         quote = {"estimate": _quote_object(before, explained)} if dry_run else {}
         output.emit_json(_object(explained, estimates=dry_run, now=now) | quote | {"steps": steps})
     else:
-        lines = _lines(explained, now, estimates=dry_run) + [_step(each, estimates=dry_run) for each in before]
+        table, left_out = _candidates(explained, estimates=dry_run)
+        lines = table + _remarks(explained, now, estimates=dry_run)
+        lines += [_step(each, estimates=dry_run) for each in before]
         if dry_run and before:
             lines.append(f"together {_in_words(_quote(before, explained))}: the route's call, and the answer's")
         sys.stdout.writelines(f"{line}\n" for line in lines)
+        output.notice_left_out(left_out)
     if not explained.routed.candidates:
         from timeline.llm.facts import refusal
 
@@ -205,19 +210,29 @@ def _quote_object(before: "Sequence[Explained]", explained: "Explained") -> dict
     return {"state": cost.state, "usd": 0.0 if cost.state == "free" else _usd(cost.nano_usd)}
 
 
-def _lines(explained: "Explained", now: int, *, estimates: bool) -> list[str]:
+def _candidates(explained: "Explained", *, estimates: bool) -> tuple[list[str], list[str]]:
+    """A table of whom would be asked, in that order, and what of it there was no space for."""
     from timeline.config import ModelRef
-    from timeline.llm.ranking import answer_tokens, speed_words
 
-    facts, request = explained.facts, explained.asked.request
-    rows = []
+    facts, rows = explained.facts, []
     for number, each in enumerate(explained.routed.candidates, 1):
         known = facts.of(ModelRef(each.provider, each.model))
         about = (_about(known.estimate),) if estimates else ()
         context = f"{known.context:,}" if known.context else "?"
         rows.append((str(number), str(each), *_rates(known), context, *about, each.why))
     header = ("", "model", "input", "output", "context", *(("about",) if estimates else ()), "why")
-    lines = output.columns([header, *rows], right=(0, 2, 3, 4, 5) if estimates else (0, 2, 3, 4)) if rows else []
+    if not rows:
+        return [], []
+    right = (0, 2, 3, 4, 5) if estimates else (0, 2, 3, 4)
+    return output.fitting([header, *rows], right, first_to_go=("context", "output", "input"), sentence=WHY_WIDTH)
+
+
+def _remarks(explained: "Explained", now: int, *, estimates: bool) -> list[str]:
+    """What else is known of them, and who would not be asked."""
+    from timeline.config import ModelRef
+    from timeline.llm.ranking import answer_tokens, speed_words
+
+    facts, request, lines = explained.facts, explained.asked.request, list[str]()
     for each in explained.routed.candidates:
         known = facts.of(ModelRef(each.provider, each.model))
         if known.waits(now) or known.stats:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.command import Backend, Home
 from support.loopback import Reply, Request, free_port
+from support.terminal import Terminal
 
 OLLAMA = {
     "/api/tags": {
@@ -80,6 +81,23 @@ def test_list_takes_prices_and_contexts_from_the_table_where_the_provider_tells_
     assert ["priced", "genai-prices", "openai/gpt-4o"] == [price[key] for key in ("state", "table", "entry")]
     assert ["genai-prices", None] == [models[name]["context_source"] for name in ("gpt-4o", "my-finetune")]
     assert "unpriced" == models["my-finetune"]["price"]["state"]
+
+
+def test_on_a_narrow_terminal_what_matters_least_is_left_out_of_the_list_and_named(
+    home: Home, backend: Backend
+) -> None:
+    configure(home, ollama={"base_url": home.url})
+    backend.says(ollama)
+
+    with Terminal(home, "models", "list", columns=60, rows=20) as terminal:
+        assert 0 == terminal.wait()
+        lines = terminal.lines
+
+    assert [
+        "model                      context  input  output  runs",
+        "ollama:gpt-oss:120b-cloud  131,072      ?       ?  elsewhere",
+    ] == lines[:2]
+    assert "left out for the width: can; a wider terminal or --json shows all" == " ".join(lines[3:5]).rstrip()
 
 
 def test_list_as_json_says_what_each_can_do(home: Home, backend: Backend) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from support.command import Backend, Home
 from support.loopback import Reply, Request, free_port
+from support.terminal import Terminal
 
 from timeline import config
 from timeline.events import Usage
@@ -48,6 +49,16 @@ def test_list_shows_every_provider_with_its_key_and_source(home: Home) -> None:
     assert ["anthropic", "https://api.anthropic.com", "missing", "with", "-m", "–"] == rows["anthropic"]
     assert ["openai", "http://***@127.0.0.1:1/v1?***", "key_cmd", "yes", file] == rows["mine"]
     assert KEY not in done.out + done.err
+
+
+def test_on_a_narrow_terminal_what_matters_least_is_left_out_and_named(home: Home) -> None:
+    with Terminal(home, "providers", "list", columns=60, rows=30) as terminal:
+        assert 0 == terminal.wait()
+        header, *lines = terminal.lines
+
+    assert ["provider", "address", "key", "enabled"] == header.split()
+    assert any(line.startswith("openai") and "https://api.openai.com/v1" in line for line in lines)
+    assert "left out for the width: set in, kind;" in terminal.text
 
 
 def test_list_as_json_says_the_same(home: Home) -> None:

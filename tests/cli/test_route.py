@@ -13,6 +13,7 @@ import pytest
 from support.answers import answer
 from support.command import Backend, Home
 from support.loopback import Reply
+from support.terminal import Terminal
 
 PRICES = {
     "t:dear": {"input_per_million": 5, "output_per_million": 25},
@@ -82,6 +83,25 @@ def test_dry_run_adds_about_what_each_would_cost_and_ask_has_it_too(home: Home, 
     assert ["$0.00021", "$0.0075"] == [line.split()[5] for line in done.out.splitlines()[1:3]]
     assert "about 1,000 tokens in and 100 out; a model may write more or less" == done.out.splitlines()[-1]
     assert [] == backend.requests
+
+
+def test_on_a_narrow_terminal_what_matters_least_is_left_out_and_named(home: Home) -> None:
+    configure(home, fallback="embedded:smollm2")
+
+    with Terminal(home, "route", "hi", columns=60, rows=20) as terminal:
+        assert 0 == terminal.wait()
+
+    assert [
+        "   model             input  output  why",
+        "1  t:cheap           $0.15   $0.60  default route,",
+        "                                    auto:cheapest: $0.15 in",
+        "                                    and $0.60 out per",
+        "                                    million tokens, the",
+        "                                    cheapest of 2",
+        "2  t:dear            $5.00  $25.00  default route,",
+    ] == terminal.lines[:7]
+    assert "left out for the width: context; a wider terminal or --json" in terminal.text
+    assert "context" in home.run("route", "hi", env={"COLUMNS": "60"}).out
 
 
 def test_route_as_json(home: Home) -> None:
