@@ -51,3 +51,17 @@ def test_typer_is_told_the_types_of_a_command_s_parameters_not_their_text(name: 
     functions = [each.callback for each in runs.registered_commands] if isinstance(runs, typer.Typer) else [runs]
 
     assert [] == [hint for each in functions for hint in each.__annotations__.values() if isinstance(hint, str)]
+
+
+def test_a_whole_interpreter_takes_numbers_and_files_as_the_forked_runs_of_the_other_tests_do(
+    home: Home, backend: Backend
+) -> None:
+    backend.says(answer("Because"))
+    home.work.joinpath("note.txt").write_text("Noted.")
+
+    asked = home.run("ask", "why", "--max-tokens", "7", "--temperature", "0.5", "-f", "note.txt", fresh=True)
+
+    assert (0, "Because\n") == (asked.code, asked.out), asked.err
+    body = backend.requests[0].json()
+    assert (7, 0.5) == (body["max_tokens"], body["temperature"])
+    assert "Noted." in body["messages"][0]["content"]

@@ -13,7 +13,6 @@ import atexit
 import contextlib
 import ctypes
 import fcntl
-import functools
 import gc
 import importlib
 import json
@@ -56,38 +55,10 @@ def _preload() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(_ask_once(Path(folder)))
-    _make_commands()
     # A fork with threads would be one without them.
     assert 1 == threading.active_count()
     gc.collect()
     gc.freeze()
-
-
-def _make_commands() -> None:
-    """What typer makes of the functions that are commands, at every start anew: a third of a short run."""
-    import typer.main
-    from timeline_cli.app import COMMANDS
-
-    make, made = typer.main.get_command_from_info, {}
-
-    def once(command_info, **how):
-        # All else of a command follows from what was said where its function is defined.
-        key = (command_info.callback, command_info.name, *how.items())
-        if key not in made:
-            made[key] = make(command_info, **how)
-        return made[key]
-
-    typer.main.get_params_from_function = functools.cache(typer.main.get_params_from_function)
-    typer.main.get_command_from_info = once
-    scratch = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
-    for name, place in COMMANDS.items():
-        module, _, part = place.partition(".")
-        runs = getattr(importlib.import_module(f"timeline_cli.{module}"), part or module)
-        scratch.add_typer(runs, name=name) if isinstance(runs, typer.Typer) else scratch.command(name)(runs)
-    typer.main.get_command(scratch)
-    for command in made.values():
-        for parameter in command.params:
-            parameter.get_runtime_param()
 
 
 async def _ask_once(folder: Path) -> None:
