@@ -362,7 +362,7 @@ def test_a_read_only_folder_can_be_looked_at_and_not_asked_in(home: Home, backen
     assert ([], before) == (backend.requests, home.events())
     for argv in LOOKING:
         result = mounted(home, READ_ONLY, *argv)
-        assert (0, "") == (result.code, result.err), argv
+        assert (0, home.run(*argv).err) == (result.code, result.err), argv
     assert "a question" in mounted(home, READ_ONLY, "replay", "last").out
 
 
