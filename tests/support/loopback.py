@@ -164,6 +164,14 @@ class _Reader(asyncio.StreamReader):
 
     def feed_eof(self) -> None:
         super().feed_eof()
+        self._tell()
+
+    def set_exception(self, exc: BaseException) -> None:
+        # Who closes before all that was sent is read resets the connection.
+        super().set_exception(exc)
+        self._tell()
+
+    def _tell(self) -> None:
         if self.answering is not None:
             self.answering.hung_up.set()
 
