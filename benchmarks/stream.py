@@ -278,7 +278,7 @@ def compare(chunks: int, rounds: int, gap: float, names: list[str]) -> None:
     print(f"{platform.platform()}, {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
     print(", ".join(f"{package} {installed(package)}" for package in dict.fromkeys(CLIENTS[name][1] for name in names)))
     print(
-        f"httpcore {installed('httpcore')}, h11 {installed('h11')}, h2 {'used' if find_spec('h2') else 'not installed'}"
+        f"httpcore {installed('httpcore')}, h11 {installed('h11')}, h2 {'installed' if find_spec('h2') else 'not installed'} (not used: no TLS)"
     )
     print(f"{chunks} chunks a stream, {gap * 1e3:g} ms between them, {rounds * STREAMS} streams each")
     base = {"median": statistics.median(times["raw"]), "fastest": min(times["raw"])} if "raw" in times else None
