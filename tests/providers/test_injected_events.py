@@ -84,6 +84,17 @@ async def events_of(tmp_path: Path, dialect: str, url: str, *, stream: bool = Tr
     return events
 
 
+async def completed_of(tmp_path: Path, url: str) -> ResponseCompleted:
+    """How a question to a server of Anthropic's format ends well."""
+    environ = {"TIMELINE_HOME": str(tmp_path)}
+    settings = {"llm_providers": {"p": {"kind": "anthropic", "base_url": url, "api_key": "key-0123456789"}}}
+    config = load(find_paths(environ, tmp_path), environ, tmp_path, settings)
+    async with Providers(config) as providers, Timeline.open(providers=providers) as timeline:
+        seen = [item async for item in timeline.ask("hi", model="p:m", direct=True)]
+    (completed,) = [e.data for e in seen if isinstance(e, Event) and isinstance(e.data, ResponseCompleted)]
+    return completed
+
+
 def failure(events: list[Event]) -> CallFailed:
     (failed,) = [event.data for event in events if isinstance(event.data, CallFailed)]
     return failed
@@ -174,3 +185,14 @@ async def test_a_count_of_claude_stands_where_its_answer_breaks_off_behind_it(tm
 
     (failed,) = [event.data for event in events if isinstance(event.data, CallFailed)]
     assert ("provider", 16, 1) == (failed.usage_source, failed.usage.input, failed.usage.output)
+
+
+async def test_an_answer_of_claude_that_was_never_counted_is_estimated(tmp_path):
+    start = ANTHROPIC_START.replace(b'"input_tokens":3', b'"input_tokens":16,"output_tokens":1')
+    words = BEGINNING["anthropic"].removeprefix(ANTHROPIC_START).replace(b"Hel", b"word " * 40)
+    end = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}\n\ndata: {"type":"message_stop"}\n\n'
+    async with Server(Reply([start, words, end], headers=SSE)) as server:
+        completed = await completed_of(tmp_path, server.url)
+
+    assert ("estimated", 16) == (completed.usage_source, completed.usage.input)
+    assert completed.usage.output >= 40

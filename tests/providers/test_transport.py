@@ -7,7 +7,6 @@ import ssl
 from pathlib import Path
 
 import h11
-import httpx
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -19,7 +18,7 @@ from support.recordings import KEY, request
 
 from timeline.errors import ConfigError
 from timeline.providers import OpenAIProvider, collect
-from timeline.providers.transport import Coalescer, DirectTransport
+from timeline.providers.transport import Coalescer, client
 
 PEM = Path(__file__).parents[1] / "support" / "localhost.pem"
 AUTHORITY = str(PEM.with_name("localhost-ca.pem"))
@@ -156,9 +155,9 @@ async def test_one_read_of_the_body_brings_all_that_came():
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    client = httpx.AsyncClient(transport=DirectTransport(None, http2=False, limits=httpx.Limits()))
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    async with server, client, client.stream("GET", url) as response:
+    asking = client("t", secure=False, direct=True, ca_file=None)
+    async with server, asking, asking.stream("GET", url) as response:
         parts = [data async for data in response.aiter_raw()]
 
     assert [" ".join(map(str, range(50))).encode() + b" "] == parts

@@ -337,12 +337,12 @@ class Attempt:
             # Some say so of an answer that waits for the results of its calls.
             self._finish = msgspec.structs.replace(self._finish, reason="tool_calls")
         finish, text = self._finish, self._text()
-        usage = self._usage.usage if self._usage else self._estimate()
+        usage, source = self._so_far()
         done = ResponseCompleted(
             attempt=self._number,
             finish_reason=finish.reason,
             usage=usage,
-            usage_source="provider" if self._usage else "estimated",
+            usage_source=source,
             cost=self._cost(usage, finish.model),
             duration_us=self._elapsed(),
             time_to_first_token_us=self._time_to_first_token(),
